@@ -13,6 +13,7 @@ from batches.base import BrokenRecord
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import Found, Records, Source
 from dataset.prepare.finders import Finder, ImageFinder, VideoFinder
+from dataset.prepare.frame_making import TIME_LIMIT_S
 from dataset.prepare.held_out import HeldOut
 from dataset.prepare.line_shards import Job, Work, fill_with_records
 from dataset.prepare.missing import write_missing
@@ -36,7 +37,7 @@ def make_records(preparation: Preparation, records: Records) -> None:
     files = records.files(raw)
     arguments = preparation.arguments(files)
     if records.image_files is None:
-        arguments["videos"] = asdict(options.videos)
+        arguments["videos"] = {**asdict(options.videos), "time_limit_s": TIME_LIMIT_S}
 
     def fill(output: OutputFolder) -> Counts:
         source = records.read(files, output.out, options)
