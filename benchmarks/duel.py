@@ -7,7 +7,6 @@ next step. docs/performance.md shows the results.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import sys
 import time
@@ -41,6 +40,7 @@ from benchmarks.step_memory import process_memory
 from tools.reproduce.runs import Seeds
 from utils.commands import call
 from utils.errors import UserError
+from utils.files import read_json
 from utils.flags import Override, Positive, PositiveReal, one_of, read_by
 from utils.progress import progress_bar
 
@@ -154,7 +154,7 @@ def grid_of(output: Path, name: str, setting: Setting) -> list[tuple[float, Rate
     """
     found = []
     for path in sorted((output / "grid").glob("*.json")):
-        results = read_results(path)
+        results = read_json(path)
         check_setting(path, results["setting"], setting.values, ignored=("minutes", "seed", "shapes"))
         found.append(results["sides"].get(name))
     return [(best_score(side)[1], Rate(**side["rate"])) for side in found if side]
@@ -217,12 +217,6 @@ def recall(ranks: list[list[int]]) -> float:
     return float(np.mean([np.mean(np.array(each) < 1) for each in ranks]))
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Reads the results of a run."""
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return results
-
-
 def check_setting(path: Path, saved: dict[str, Any], expected: dict[str, Any], ignored: Collection[str] = ()) -> None:
     """Raises :class:`UserError` if the results in a file have other settings than expected, apart from the ``ignored`` ones."""
     for name, value in expected.items():
@@ -259,7 +253,7 @@ def save_run(path: Path, rates: dict[str, Rate], setting: Setting, *, choosing: 
     """
     results: dict[str, Any] = {"setting": setting.values, "runs": [], "sides": {}}
     if path.exists():
-        results = read_results(path)
+        results = read_json(path)
         check_setting(path, results["setting"], setting.values)
         for name, side in results["sides"].items():
             if name in rates:
@@ -322,7 +316,7 @@ def runs_in(folder: Path) -> list[dict[str, Any]]:
         UserError: if their settings or rates differ.
     """
     paths = sorted(folder.glob("seed*.json"))
-    found = [read_results(path) for path in paths]
+    found = [read_json(path) for path in paths]
     rates: dict[str, Rate] = {}
     for path, results in zip(paths, found, strict=True):
         check_setting(path, results["setting"], found[0]["setting"], ignored=("seed",))
@@ -394,7 +388,7 @@ def draw(folders: Sequence[Path], sides: Sequence[str], path: Path) -> None:
         }
         for folder in folders
         for file in sorted(folder.glob("seed*.json"))
-        for results in [read_results(file)]
+        for results in [read_json(file)]
         for minutes in [results["setting"]["minutes"]]
         for name in sides
         for point in results["sides"].get(name, {"curve": []})["curve"]

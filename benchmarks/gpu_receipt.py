@@ -15,11 +15,12 @@ from typing import Annotated, Any
 
 from benchmarks.gpu_steps import PYTHON, Step, environment, run_step, steps_of
 from benchmarks.gpu_tables import as_markdown
+from benchmarks.harness import print_line
 from tasks import ROOT
-from tools.reproduce.identity import code_identity, machine_and_packages
+from tools.reproduce.identity import code_identity, machine_and_packages, source_digest
 from utils import accelerator
 from utils.commands import call
-from utils.errors import UserError, one_line_errors
+from utils.errors import UserError
 from utils.files import write_text
 from utils.flags import SEVERAL, Positive, unknown
 
@@ -194,18 +195,9 @@ def code_version() -> dict[str, Any]:
     others = ("batches", "benchmarks", "commands", "demo", "launch", "tests", "tools")
     return {
         **code_identity(),
-        "others_sha256": _digest("*.py", *others),
-        "configs_sha256": _digest("*.yaml", "configs"),
+        "others_sha256": source_digest("*.py", *others),
+        "configs_sha256": source_digest("*.yaml", "configs"),
     }
-
-
-def _digest(pattern: str, *folders: str) -> str:
-    """Returns a hash of the files in some folders of the checkout."""
-    total = hashlib.sha256()
-    for folder in folders:
-        for path in sorted((ROOT / folder).rglob(pattern)):
-            total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
-    return total.hexdigest()
 
 
 def run_steps(due: Sequence[Step], receipt: Receipt, out: Path, *, minutes: float) -> None:
@@ -226,32 +218,27 @@ def run_steps(due: Sequence[Step], receipt: Receipt, out: Path, *, minutes: floa
         if left <= 0:
             break
         if missing := receipt.missing(step):
-            _print(f"{number + 1}/{len(due)} {step.name}; skipped because it needs {' and '.join(missing)}")
+            print_line(f"{number + 1}/{len(due)} {step.name}; skipped because it needs {' and '.join(missing)}")
             continue
         remaining = min(left, sum(each.minutes for each in due[number:]))
-        _print(f"{number + 1}/{len(due)} {step.name}; at most {remaining:.0f} minutes left")
+        print_line(f"{number + 1}/{len(due)} {step.name}; at most {remaining:.0f} minutes left")
         entry = receipt.steps[step.name] = run_step(step, out, left, variables)
-        _print(f"    {entry['seconds']:.0f} s: {entry['failure'] or 'done'}")
+        print_line(f"    {entry['seconds']:.0f} s: {entry['failure'] or 'done'}")
         receipt.write(out)
-
-
-def _print(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 def _print_list(steps: Sequence[Step], receipt: Receipt) -> None:
     """Prints all steps with their limit and their state."""
     for step in steps:
         state = "not run" if step.name in receipt.not_run else receipt.steps[step.name]["failure"] or "done"
-        _print(f"{step.name:20} at most {step.minutes:g} minutes   {state}")
+        print_line(f"{step.name:20} at most {step.minutes:g} minutes   {state}")
 
 
 def _print_missing(receipt: Receipt, out: Path, remedy: str = "") -> None:
     """Prints where the receipt is and which steps are missing. If there are any, ``remedy`` is added to the line."""
     missing = {"failed": receipt.failed, "not run": receipt.not_run}
     message = "; ".join(f"{what}: {', '.join(names)}" for what, names in missing.items() if names)
-    _print(f"{out / 'receipt.md'} and {RECEIPT}; {message + remedy if message else 'all steps are done'}")
+    print_line(f"{out / 'receipt.md'} and {RECEIPT}; {message + remedy if message else 'all steps are done'}")
 
 
 def _only(name: str, steps: Sequence[Step], receipt: Receipt) -> Step:
@@ -307,42 +294,37 @@ def main(
         python -m benchmarks.gpu_receipt --step profile
         python -m benchmarks.gpu_receipt --merge first/receipt.json second/receipt.json
     """
-
-    @one_line_errors
-    def run() -> int:
-        if machine_:
-            sys.stdout.write(json.dumps(machine()))
-            return 0
-        parent = (out_ or ROOT / "runs" / "gpu").absolute()
-        if merge:
-            receipt = merged({path: Receipt.read(path) for path in merge})
-            out = parent / receipt.folder_name
-            receipt = _with_earlier(receipt, out)
-            receipt.write(out)
-            _print_missing(receipt, out)
-            return 0
-        if not cpu and accelerator.best_device().type == "cpu":
-            raise UserError(
-                "torch finds no GPU", remedy="pass --cpu (make gpu CPU=1) to try all steps on the CPU at small sizes"
-            )
-        receipt = Receipt(cpu, machine_in_a_process(cpu=cpu), code_version(), [], {})
+    if machine_:
+        sys.stdout.write(json.dumps(machine()))
+        return 0
+    parent = (out_ or ROOT / "runs" / "gpu").absolute()
+    if merge:
+        receipt = merged({path: Receipt.read(path) for path in merge})
         out = parent / receipt.folder_name
-        steps = list(steps_of(out, cpu=cpu))
-        receipt.names = [each.name for each in steps]
         receipt = _with_earlier(receipt, out)
-        if list_:
-            _print_list(steps, receipt)
-            return 0
-        if step is not None:
-            only = _only(step, steps, receipt)
-            run_steps([only], receipt, out, minutes=minutes)
-            _print_missing(receipt, out)
-            return 1 if step in receipt.failed else 0
-        run_steps(receipt.due(steps), receipt, out, minutes=minutes)
-        _print_missing(receipt, out, "; run the same command again to resume")
-        return 1 if receipt.failed or receipt.not_run else 0
-
-    return run()
+        receipt.write(out)
+        _print_missing(receipt, out)
+        return 0
+    if not cpu and accelerator.best_device().type == "cpu":
+        raise UserError(
+            "torch finds no GPU", remedy="pass --cpu (make gpu CPU=1) to try all steps on the CPU at small sizes"
+        )
+    receipt = Receipt(cpu, machine_in_a_process(cpu=cpu), code_version(), [], {})
+    out = parent / receipt.folder_name
+    steps = list(steps_of(out, cpu=cpu))
+    receipt.names = [each.name for each in steps]
+    receipt = _with_earlier(receipt, out)
+    if list_:
+        _print_list(steps, receipt)
+        return 0
+    if step is not None:
+        only = _only(step, steps, receipt)
+        run_steps([only], receipt, out, minutes=minutes)
+        _print_missing(receipt, out)
+        return 1 if step in receipt.failed else 0
+    run_steps(receipt.due(steps), receipt, out, minutes=minutes)
+    _print_missing(receipt, out, "; run the same command again to resume")
+    return 1 if receipt.failed or receipt.not_run else 0
 
 
 def _with_earlier(receipt: Receipt, out: Path) -> Receipt:

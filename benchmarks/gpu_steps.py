@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import signal
@@ -18,6 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from tasks import ROOT
 from tasks.tables import DEMO, read_tables
+from utils.files import read_json
 
 PYTHON = sys.executable
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
@@ -129,7 +129,7 @@ def read_tests(path: Path) -> dict[str, Any]:
 
 def read_demo(folder: Path, cell: str, _: Path) -> list[dict[str, Any]]:
     """Reads the results of a cell of the demo, with the corresponding results on the CPU (``configs/tables_demo.yaml``)."""
-    receipts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("receipt.json"))]
+    receipts = [read_json(path) for path in sorted(folder.rglob("receipt.json"))]
     return [{"cell": cell, **number} for each in receipts if each["cell"] == cell for number in each["numbers"]]
 
 
@@ -175,7 +175,7 @@ def run_step(step: Step, out: Path, minutes: float, variables: dict[str, str]) -
                 break
     entry["seconds"] = round(time.monotonic() - started, 1)
     try:
-        entry["numbers"] = (step.read or _read_json)(numbers)
+        entry["numbers"] = (step.read or read_json)(numbers)
     except (OSError, ValueError, ElementTree.ParseError):
         entry["numbers"] = None
         failures = failures or [f"wrote no results; see {log.name}"]
@@ -214,10 +214,6 @@ def _run(command: list[str], variables: dict[str, str], output: IO[str], seconds
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _last_line(log: Path) -> str:

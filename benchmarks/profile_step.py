@@ -18,7 +18,6 @@ from benchmarks.step_config import CONFIG, LENGTH_FACTORS, SMALL, batches_for, b
 from tools.steps.real import RealSteps
 from utils import accelerator, distributed
 from utils.commands import call
-from utils.errors import one_line_errors
 from utils.flags import Override, Positive
 
 ATTENTION = {
@@ -110,30 +109,25 @@ def main(
     Examples:
         python -m benchmarks.profile_step
     """
+    path, overrides = (SMALL[0], [*SMALL[1], *overrides_]) if small else (config_, overrides_)
+    config = config_for(path, overrides)
+    with distributed.process_group() as device:  # sets up a GPU as a run does
+        model = build(config)
+        runner = RealSteps(model, config.train, config.optim, device)
+        batches = batches_for(config, model, static=bool(config.train.compile))
+        if device.type != "cpu":
+            batches = [batch.pin_memory() for batch in batches]
+        endless, accumulation = itertools.cycle(batches), config.plan(1).accumulation
 
-    @one_line_errors
-    def run() -> int:
-        path, overrides = (SMALL[0], [*SMALL[1], *overrides_]) if small else (config_, overrides_)
-        config = config_for(path, overrides)
-        with distributed.process_group() as device:  # sets up a GPU as a run does
-            model = build(config)
-            runner = RealSteps(model, config.train, config.optim, device)
-            batches = batches_for(config, model, static=bool(config.train.compile))
-            if device.type != "cpu":
-                batches = [batch.pin_memory() for batch in batches]
-            endless, accumulation = itertools.cycle(batches), config.plan(1).accumulation
+        def step() -> None:
+            runner.clocked([next(endless) for _ in range(accumulation)])
 
-            def step() -> None:
-                runner.clocked([next(endless) for _ in range(accumulation)])
-
-            for _ in range(1 if small else 2 * len(LENGTH_FACTORS)):
-                step()
-            found = profiled(step, steps, device, trace)
-        sys.stdout.write("\n".join([describe_step(config), *lines_of(found, kernels)]) + "\n")
-        write_results(json_, found)
-        return 0
-
-    return run()
+        for _ in range(1 if small else 2 * len(LENGTH_FACTORS)):
+            step()
+        found = profiled(step, steps, device, trace)
+    sys.stdout.write("\n".join([describe_step(config), *lines_of(found, kernels)]) + "\n")
+    write_results(json_, found)
+    return 0
 
 
 if __name__ == "__main__":

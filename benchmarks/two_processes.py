@@ -18,7 +18,6 @@ from engine.steps import trainer_of
 from tasks.config import PretrainConfig
 from utils import accelerator, distributed
 from utils.commands import call
-from utils.errors import one_line_errors
 from utils.flags import Override, Positive
 
 DETERMINISTIC = (
@@ -78,24 +77,19 @@ def main(
     Examples:
         python -m benchmarks.two_processes
     """
-
-    @one_line_errors
-    def run() -> int:
-        path, small = SMALL if small_ else (CONFIG, [])
-        overrides = [*small, *DETERMINISTIC, *overrides_]
-        two = on_two_ranks(losses_of_rank, path, overrides, steps, backend=backend)
-        spanning = [*overrides, "train.accumulate=2", "model.contrastive.chunks=2"]
-        one = losses(config_for(path, spanning), accelerator.best_device(), steps)
-        worst = max(
-            abs(ours[name] - theirs[name]) / max(1.0, abs(theirs[name]))
-            for ours, theirs in zip(two, one, strict=True)
-            for name in theirs
-        )
-        write_results(json_, {"backend": backend, "steps": steps, "losses": len(one[0]), "largest_difference": worst})
-        sys.stdout.write(f"{len(one[0])} losses over {steps} steps differ by at most {worst:.1e}\n")
-        return 0 if worst <= MAX_DIFFERENCE else 1
-
-    return run()
+    path, small = SMALL if small_ else (CONFIG, [])
+    overrides = [*small, *DETERMINISTIC, *overrides_]
+    two = on_two_ranks(losses_of_rank, path, overrides, steps, backend=backend)
+    spanning = [*overrides, "train.accumulate=2", "model.contrastive.chunks=2"]
+    one = losses(config_for(path, spanning), accelerator.best_device(), steps)
+    worst = max(
+        abs(ours[name] - theirs[name]) / max(1.0, abs(theirs[name]))
+        for ours, theirs in zip(two, one, strict=True)
+        for name in theirs
+    )
+    write_results(json_, {"backend": backend, "steps": steps, "losses": len(one[0]), "largest_difference": worst})
+    sys.stdout.write(f"{len(one[0])} losses over {steps} steps differ by at most {worst:.1e}\n")
+    return 0 if worst <= MAX_DIFFERENCE else 1
 
 
 if __name__ == "__main__":

@@ -24,16 +24,21 @@ SOURCES = ("batches", "models", "dataset", "tasks", "engine", "optim", "schedule
 
 def code_identity() -> dict[str, Any]:
     """Returns the version, the hash of the source code and, in a repository, the commit."""
-    total = hashlib.sha256()
-    for package in SOURCES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return {
         "version": VERSION,
-        "sha256": total.hexdigest(),
+        "sha256": source_digest("*.py", *SOURCES),
         "commit": _git("rev-parse", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def source_digest(pattern: str, *folders: str) -> str:
+    """Returns a hash of the names and contents of the files in some folders of the checkout whose name matches ``pattern``."""
+    total = hashlib.sha256()
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob(pattern)):
+            total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return total.hexdigest()
 
 
 def weights_identity(path: str) -> dict[str, Any]:
