@@ -102,9 +102,8 @@ def _images_named_in(shard: Path) -> list[Path]:
         with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
         for value in record.values() if isinstance(record, dict) else ():
-            if isinstance(value, str) and len(value) < MAX_PATH_LENGTH:
-                with contextlib.suppress(OSError, ValueError):  # a name that is too long, or contains a NUL
-                    images += [shard.parent / value] if (shard.parent / value).is_file() else []
+            if isinstance(value, str) and len(value) < MAX_PATH_LENGTH and os.path.isfile(shard.parent / value):
+                images.append(shard.parent / value)
     return images
 
 

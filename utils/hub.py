@@ -3,6 +3,7 @@ checks that the Hub can be reached."""
 
 from __future__ import annotations
 
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -86,7 +87,7 @@ def looks_like_path(name: str) -> bool:
         or "\\" in name
         or "/" in rest
         or Path(name).suffix in (".json", ".txt", ".model", ".pt", ".pth", ".th", ".bin", ".safetensors")
-        or bool(rest and (first in CHECKOUT_FOLDERS or Path(first).is_dir()))
+        or bool(rest and (first in CHECKOUT_FOLDERS or os.path.isdir(first)))
     )
 
 

@@ -160,7 +160,9 @@ def _configs_in(value: Any, key: str) -> Iterator[tuple[Config, str]]:
 def pattern_of(path: Path) -> str:
     """Returns a pattern for ``glob`` in which the existing parent folders are escaped, because folder names may contain
     brackets."""
-    folder = next((folder for folder in path.parents if folder.is_dir()), path.parents[-1] if path.parents else path)
+    folder = next(
+        (folder for folder in path.parents if os.path.isdir(folder)), path.parents[-1] if path.parents else path
+    )
     return os.path.join(glob.escape(str(folder)), path.relative_to(folder)) if folder != path else str(path)
 
 
@@ -168,13 +170,10 @@ def _exists(kind: Kind, value: str) -> bool:
     if kind == "shards" and (is_url(value) or is_hub(value)):
         return True  # only the server knows whether it exists
     path = expanded(value)
-    try:
-        if kind == "model" and not looks_like_path(value.removeprefix(HUB)):
-            return True
-        if value.startswith((HUB, TIMM)):
-            return not looks_like_path(value.partition(":")[2]) or expanded(value.partition(":")[2]).exists()
-        if path.exists():  # checked first, since the name of a file or folder may contain brackets
-            return True
-        return kind == "shards" and next(glob.iglob(pattern_of(path), recursive=True), None) is not None
-    except (OSError, ValueError):  # for example a path that is too long
-        return False
+    if kind == "model" and not looks_like_path(value.removeprefix(HUB)):
+        return True
+    if value.startswith((HUB, TIMM)):
+        return not looks_like_path(value.partition(":")[2]) or os.path.exists(expanded(value.partition(":")[2]))
+    if os.path.exists(path):  # checked first, since the name of a file or folder may contain brackets
+        return True
+    return kind == "shards" and next(glob.iglob(pattern_of(path), recursive=True), None) is not None

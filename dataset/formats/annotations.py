@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -274,14 +275,15 @@ class ImageFiles:
         """Returns the image with a relative path; raises :class:`BrokenRecordError` ("missing image") if it does not exist."""
         path = self.folder / name
         if not self.has(name):
-            reason = "is not a regular file" if _exists(path) else "does not exist"
+            reason = "is not a regular file" if os.path.exists(path) else "does not exist"
             raise BrokenRecordError("missing image", f"{str(path)[:200]} {reason}")
         return ImageSource(location, path=path)
 
     def has(self, name: str) -> bool:
         """Returns True if the image exists."""
         if name not in self._there:
-            self._there[name] = _is_file(self.folder / name)
+            # Path.is_file raises an error for a name that is too long, such as an image in base64.
+            self._there[name] = os.path.isfile(self.folder / name)
         return self._there[name]
 
     def size(self, source: ImageSource) -> tuple[int, int]:
@@ -322,20 +324,6 @@ def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
         except ValueError:
             raise BrokenRecordError("empty text", f"{key} contains {text[:80]!r}, a text without words") from None
     return texts
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # the name is too long, such as an image in base64, or invalid
-        return False
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _parsed_line(line: str, location: str) -> Row | BrokenRecord:

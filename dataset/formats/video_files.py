@@ -74,15 +74,9 @@ class Videos:
         different lists."""
         if names not in self._found:
             paths = (self.folder / name for name in names)
-            self._found[names] = next((path for path in paths if _exists(path)), None)
+            # Path.exists raises an error for a name that is too long.
+            self._found[names] = next((path for path in paths if os.path.exists(path)), None)
         return self._found[names]
 
     def _missing(self, what: str) -> BrokenRecordError:
         return BrokenRecordError("missing video", f"{self.folder} has no {what[:200]}")
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # the name is too long or invalid
-        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -262,8 +263,8 @@ def test_an_invalid_image_name_is_a_missing_image_with_a_short_message(tmp_path,
 def test_each_image_is_looked_up_once(tmp_path, monkeypatch):
     Image.new("RGB", (5, 3)).save(tmp_path / "a.png")
     asked = []
-    is_file = Path.is_file
-    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path.name) or is_file(path))
+    is_file = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: asked.append(path.name) or is_file(path))
     pictures = ImageFiles(tmp_path)
     for place in range(5):
         pictures.find("a.png", f"a:{place}")
