@@ -50,3 +50,22 @@ def format_number(value: float, digits: int = 4) -> str:
     if abs(value) >= 10**digits or float(value).is_integer():
         return f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.{digits}g}"
     return f"{value:.{digits}g}"
+
+
+def duration(seconds: float) -> str:
+    """Formats a duration in its two largest units."""
+    whole = max(0, round(seconds))
+    for unit, name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // small
+            return f"{whole // unit} {name}" + (f" {rest} {small_name}" if rest and whole < 10 * unit else "")
+    return f"{whole} s"
+
+
+def bytes_of(size: float) -> str:
+    """Formats bytes in a suitable decimal unit."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            number = size / factor
+            return f"{number:.3g} {unit}" if number < 999.5 else f"{number:,.0f} {unit}"
+    return f"{size:.0f} B"

@@ -10,9 +10,10 @@ from run import main
 from tests.messages import OneLine
 from tests.tools.test_plan import ALONE, BASE, SMALL, planner_of, sized_by_hand
 from tools.plan.planner import Planner
-from tools.plan.rows import aligned, bytes_of
+from tools.plan.rows import aligned
 from tools.plan.table import Plan, as_table
 from tools.steps.fake import trainable
+from utils.printing import bytes_of
 from utils.tensors import tensor_bytes
 
 FOUR_NODES = ["--config", BASE, "--memory", "1.9", "--nodes", "4", "--gpus", "8"]

@@ -20,6 +20,7 @@ from tools.status import text
 from tools.status.facts import Loss, loss_of
 from utils import events
 from utils.events import Event
+from utils.printing import duration
 
 NO_PROCESS = 2**22 + 1
 """Larger than any process id on Linux."""
@@ -352,7 +353,7 @@ def test_nothing_in_a_file_controls_the_terminal(make, capsys):
 
 def test_times_are_shown_in_two_units():
     seconds = (0.4, 59, 60, 61, 3600, 5400, 86400, 100_000, 1_000_000)
-    assert [text.duration(s) for s in seconds] == [
+    assert [duration(s) for s in seconds] == [
         *("0 s", "59 s", "1 min", "1 min 1 s", "1 h", "1 h 30 min", "1 d", "1 d 3 h", "11 d"),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
 
@@ -113,12 +114,7 @@ def _stack(stack: Stack) -> str:
 
 def _contents(found: Recognised, outline: Outline) -> str:
     """Describes the number of parameters and tensors, excluding copies and buffers."""
-    parameters = 0
-    for shape in found.shapes.values():
-        size = 1
-        for side in shape:
-            size *= side
-        parameters += size
+    parameters = sum(math.prod(shape) for shape in found.shapes.values())
     dtypes = " and ".join(f"{count:,} of {dtype}" for dtype, count in outline.dtypes.most_common())
     return (
         f"{parameters:,} parameters in {len(found.shapes)} tensors; the file has {outline.stored}: {dtypes or 'none'}"

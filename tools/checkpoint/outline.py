@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections import Counter
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def _of_safetensors(path: Path) -> Outline:
             for name in file.keys():  # noqa: SIM118 (it is not a dictionary)
                 entry = file.get_slice(name)
                 shapes[name] = tuple(entry.get_shape())
-                dtypes[DTYPES.get(entry.get_dtype(), entry.get_dtype())] += _product(shapes[name])
+                dtypes[DTYPES.get(entry.get_dtype(), entry.get_dtype())] += math.prod(shapes[name])
         metadata = read_metadata(path)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise unreadable(path, error) from None
@@ -132,13 +133,6 @@ def _of_safetensors(path: Path) -> Outline:
     return Outline(
         path, plain, dtypes, storage, metadata, adapters, bool(adapters) and not any(INNER in name for name in shapes)
     )
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def integrity(outline: Outline) -> tuple[bool, str]:

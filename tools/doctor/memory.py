@@ -19,6 +19,7 @@ from tools.steps.fake import StepMemory, trainable
 from utils.errors import UserError
 from utils.files import expanded
 from utils.findings import Finding
+from utils.printing import bytes_of
 from utils.tensors import tensor_bytes
 
 
@@ -98,9 +99,9 @@ def check_disk(subject: Subject, report: Report) -> None:
     folder = existing(subject.output)
     free = shutil.disk_usage(folder).free
     kept = subject.config.train.keep_checkpoints
-    text = f"{_size(total)}: checkpoints of {_size(one)}, {kept} of which are kept, one more while it is written"
-    text += f", best weights of {_size(best)}" if has_best else ""
-    text += f"; {_size(free)} are free at {folder}"
+    text = f"{bytes_of(total)}: checkpoints of {bytes_of(one)}, {kept} of which are kept, one more while it is written"
+    text += f", best weights of {bytes_of(best)}" if has_best else ""
+    text += f"; {bytes_of(free)} are free at {folder}"
     remedy = "free some space in this folder, lower train.keep_checkpoints, or use another --output"
     short = Finding("warning", str(subject.output), f"the run needs {text}", remedy)
     report.add("checkpoints", [short] if total > free else [], text)
@@ -118,7 +119,3 @@ def existing(path: Path) -> Path:
     """Returns the nearest existing folder: ``path`` or one of its parents."""
     path = Path(os.path.abspath(expanded(path)))
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -24,12 +24,3 @@ def or_unknown(value: float | None, form: str) -> str:
 def gigabytes(size: float) -> str:
     """Formats bytes in units of 1e9."""
     return f"{size / 1e9:.2f} GB"
-
-
-def bytes_of(size: float) -> str:
-    """Formats bytes in a suitable decimal unit."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            number = size / factor
-            return f"{number:.3g} {unit}" if number < 999.5 else f"{number:,.0f} {unit}"
-    return f"{size:.0f} B"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tools.plan.rows import aligned, bytes_of, or_unknown
+from tools.plan.rows import aligned, or_unknown
 from tools.steps.communication import StepSizes
+from utils.printing import bytes_of
 
 RANKS = (8, 64, 512)
 """Numbers of GPUs that are shown in addition to the requested number."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tools.runs.reading import Run, State
-from utils.printing import counted
+from utils.printing import counted, duration
 from utils.version import VERSION
 
 TimedText = tuple[str, str]
@@ -102,7 +102,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         weights = f"init.checkpoint {run.start}" + (f"; {weights}" if weights else "")
     time = " to ".join(filter(None, [run.history.started, run.history.ended]))
     elapsed = run.metrics.series.get("elapsed_s")
-    trained = f"{_duration(elapsed.last[1])} of training" if elapsed is not None and elapsed.last else ""
+    trained = f"{duration(elapsed.last[1])} of training" if elapsed is not None and elapsed.last else ""
     yield "task", str(run.task or "unknown")
     yield "folder", str(run.folder)
     yield "config file", _config_file(words) or "not recorded by the run; its resolved config is below"
@@ -134,10 +134,3 @@ def _config_file(command: Sequence[str]) -> str:
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
-
-
-def _duration(seconds: float) -> str:
-    for size, name, digits in ((86400.0, "days", 1), (3600.0, "hours", 1), (60.0, "minutes", 0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.{digits}f} {name}"
-    return f"{seconds:.0f} seconds"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from tools.runs.series import Point
 from tools.status.facts import Loss, Status
-from utils.printing import counted, format_number
+from utils.printing import counted, duration, format_number
 
 LABEL = 13
 NARROWEST, WIDEST = 60, 140
@@ -203,16 +203,6 @@ def sparkline(points: Sequence[Point]) -> str:
     if len(values) < 3 or low == high:
         return ""
     return "".join(BLOCKS[min(len(BLOCKS) - 1, int((value - low) / (high - low) * len(BLOCKS)))] for value in values)
-
-
-def duration(seconds: float) -> str:
-    """Formats a duration in its two largest units."""
-    whole = max(0, round(seconds))
-    for unit, name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= unit:
-            rest = whole % unit // small
-            return f"{whole // unit} {name}" + (f" {rest} {small_name}" if rest and whole < 10 * unit else "")
-    return f"{whole} s"
 
 
 def printable(text: str) -> str:
