@@ -24,8 +24,7 @@ from dataset.text.loading import load_tokenizer
 from tasks.config import PretrainConfig
 from utils.commands import call
 from utils.config import load_config
-from utils.errors import UserError
-from utils.extras import install_command
+from utils.extras import require
 from utils.flags import Positive
 
 CONFIG = "configs/pretrain/base_4m.yaml"
@@ -68,11 +67,8 @@ def our_images(folder: Path, tars: list[Path], batch: int, workers: int, images:
 
 def their_images(folder: Path, tars: list[Path], batch: int, workers: int, images: int) -> int:
     """Loads an epoch with open_clip, and returns the number of images."""
-    try:
-        from open_clip.transform import image_transform
-        from open_clip_train.data import get_wds_dataset
-    except ImportError:
-        raise UserError("open_clip is not installed", remedy=install_command("duel")) from None
+    image_transform = require("open_clip.transform", "duel", where="benchmarks.duel_loader").image_transform
+    get_wds_dataset = require("open_clip_train.data", "duel", where="benchmarks.duel_loader").get_wds_dataset
     tokenizer = load_tokenizer(folder / "tokenizer")
 
     def tokens(text: str) -> Any:

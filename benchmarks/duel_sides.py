@@ -37,7 +37,7 @@ from tasks.pretrain_evaluation import HeldOutReader, PretrainEvaluator
 from tasks.two_stage import Rankings, TwoStageRetrieval
 from utils.config import load_config
 from utils.errors import UserError
-from utils.extras import install_command
+from utils.extras import require
 
 NO_OTHER_LOSSES = ("loss.matching=0", "loss.mlm=0", "loss.l1=0", "loss.giou=0")
 
@@ -337,16 +337,13 @@ class OpenClipSide(Side):
         folder: Path,
         changes: Sequence[str] = (),
     ):
-        try:
-            import open_clip.loss
-        except ImportError:
-            raise UserError("open_clip is not installed", remedy=install_command("duel")) from None
+        losses = require("open_clip.loss", "duel", where="benchmarks.duel")
         super().__init__(name, data, [*INGREDIENTS["contrastive"], *overrides], rate, seed, folder)
         config = self.config
         torch.manual_seed(seed)
         self.model = Towers(self.task.model, changes, self.task.tokenizer, config).train()
         del self.task.model  # which would count as memory of this side
-        self.loss = open_clip.loss.ClipLoss()
+        self.loss = losses.ClipLoss()
         # The defaults of open_clip's training code for ViTs, which does not clip gradients.
         trained = [each for each in self.model.parameters() if each.requires_grad]
         decayed, others = ([each for each in trained if (each.ndim >= 2) == matrix] for matrix in (True, False))

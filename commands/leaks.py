@@ -31,6 +31,7 @@ from tasks.finetune import FineTuneTask
 from tools.doctor.findings import NotCheckedError
 from tools.doctor.shared import images_of_record, sources_of
 from utils.errors import UserError
+from utils.extras import require
 from utils.files import replacing
 from utils.flags import File, OutputFile, Positive, named
 from utils.printing import counted
@@ -93,7 +94,7 @@ def leaks(
         by id nor by content, and data sets whose ids cannot be compared because no file links them
     """
     if perceptual:
-        look_alikes.require()
+        require("imagehash", "leaks", where="--perceptual")
     image_sets = ImageSets()
     for config in configs:
         _read(config, image_sets)

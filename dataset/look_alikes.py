@@ -20,8 +20,6 @@ from PIL import Image
 from dataset.broken import BrokenRecordError
 from dataset.config import LoadingConfig
 from dataset.media.sources import ImageSource, VideoSource
-from utils.errors import UserError
-from utils.extras import install_command
 from utils.progress import progress_bar
 
 Source = ImageSource | VideoSource
@@ -83,14 +81,6 @@ class Look:
 def available() -> bool:
     """Returns True if the library imagehash is installed."""
     return importlib.util.find_spec("imagehash") is not None
-
-
-def require() -> None:
-    """Raises :class:`UserError` if imagehash is not installed."""
-    if not available():
-        raise UserError(
-            f"comparing images by appearance needs imagehash, which is not installed: {install_command('leaks')}"
-        )
 
 
 def look_of(image: Image.Image) -> Look:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.errors import UserError
-from utils.extras import install_command
+from utils.extras import require
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -65,10 +65,7 @@ def in_order_on_ray(
 
 
 def _connect(address: str, workers: int) -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise UserError(f"needs Ray, which is not installed: {install_command('ray')}", where="--ray") from None
+    ray = require("ray", "ray", where="--ray")
     top = str(Path(__file__).resolve().parents[__name__.count(".")])
     paths = os.pathsep.join(filter(None, [top, os.environ.get("PYTHONPATH")]))
     options: dict[str, Any] = (

@@ -29,7 +29,7 @@ from dataset.shards.remote.server import open_cache
 from dataset.shards.remote.shards import RemoteShard
 from utils.block_cache import Block, BlockCache, crc_digest
 from utils.errors import UserError, reason_of
-from utils.extras import install_command
+from utils.extras import require
 
 PIECE_BYTES = 2_000_000
 """Target size of a piece. Pieces must fit in the smallest cache that a config can set."""
@@ -55,12 +55,7 @@ Key = tuple[str, int]
 
 def check_pyarrow(key: str) -> None:
     """Raises :class:`UserError`, naming the config ``key``, if pyarrow is not installed."""
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise UserError(
-            f"Parquet files need pyarrow, which is not installed: {install_command('parquet')}", where=key
-        ) from None
+    require("pyarrow.parquet", "parquet", where=key)
 
 
 def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarray, np.ndarray]:

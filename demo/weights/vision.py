@@ -6,7 +6,6 @@ transposed W. The addition that follows the product has a named bias, which iden
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from models.config import PUBLISHED_PIXELS
 from utils.errors import UserError
-from utils.extras import install_command
+from utils.extras import require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -79,7 +78,7 @@ def read_graph(path: Path) -> VisionGraph:
     Raises:
         UserError: if onnx is not installed, or the file is not a graph of DINOv2.
     """
-    onnx = require("onnx")
+    onnx = require("onnx", "weights", where="demo.weights")
     try:
         model = onnx.load(str(path))
         graph = model.graph
@@ -186,7 +185,7 @@ def run_graph(graph: VisionGraph, pixels: NDArray[np.uint8]) -> NDArray[np.float
     Raises:
         UserError: if onnxruntime is not installed.
     """
-    onnxruntime = require("onnxruntime")
+    onnxruntime = require("onnxruntime", "weights", where="demo.weights")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # otherwise it warns about tensors of the removed head, which are unused
     session = onnxruntime.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"])
@@ -194,17 +193,3 @@ def run_graph(graph: VisionGraph, pixels: NDArray[np.uint8]) -> NDArray[np.float
     normalised = (pixels.astype(np.float32) / 255 - mean) / std
     states: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: normalised})[0]
     return states
-
-
-def require(name: str) -> Any:
-    """Imports an optional package.
-
-    Raises:
-        UserError: if the package is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(
-            f"{name}, which reads the vision weights, is not installed", remedy=install_command("weights")
-        ) from None

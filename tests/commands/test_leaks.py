@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 import dataset.leaks
-from dataset import look_alikes
 from dataset.prepare import line_shards
 from dataset.prepare.held_out import read_held_out
 from dataset.prepare.raw_folder import RawFolder
@@ -376,6 +376,6 @@ def test_crops_and_recompressed_copies_are_found_by_perceptual_hash(tmp_path, le
 
 
 def test_without_imagehash_the_command_says_how_to_install_it(tmp_path, leaks, monkeypatch):
-    monkeypatch.setattr(look_alikes, "available", lambda: False)
+    monkeypatch.setitem(sys.modules, "imagehash", None)
     status, printed, error = leaks(pretraining(tmp_path, own(tmp_path, "a.jpg")), "--perceptual")
     assert (status, printed) == (2, "") and "imagehash" in error and 'pip install -e ".[leaks]"' in error

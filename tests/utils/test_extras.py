@@ -2,13 +2,15 @@
 
 import re
 import runpy
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from utils import extras
-from utils.extras import install_command
+from utils.errors import UserError
+from utils.extras import install_command, require
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
@@ -31,9 +33,17 @@ def test_an_installed_package_gets_an_extra_by_its_name(extra):
     assert in_wheel["install_command"](extra) == f'pip install "x2vlm[{extra}]"'
 
 
+def test_a_missing_package_is_reported_in_one_line_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UserError) as raised:
+        require("gradio.themes", "page", where="serve")
+    assert str(raised.value) == 'serve: needs gradio, which is not installed: pip install -e ".[page]"'
+    assert require("os.path", "page").isfile(__file__)
+
+
 def test_messages_name_extras_that_exist():
     code = "".join(path.read_text(encoding="utf-8") for path in CODE)
-    named = set(re.findall(r"install_command\([\"'](\w+)[\"']\)", code))
+    named = set(re.findall(r"(?:install_command\(|\brequire\([\"']?[\w.]+[\"']?, )[\"'](\w+)[\"']", code))
     assert len(named) >= 10
     assert named <= set(EXTRAS)
 

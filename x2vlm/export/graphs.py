@@ -30,7 +30,7 @@ from models.pretraining.model import PretrainModel
 from models.reference import Padded, add_and_norm, attend, encode
 from models.tasks.grounding import GroundingModel
 from utils.errors import UserError, reason_of
-from utils.extras import install_command
+from utils.extras import require
 from utils.image_size import sides_of
 from x2vlm.export.files import (
     BOX,
@@ -268,9 +268,4 @@ def require_packages() -> None:
         UserError: a package is missing.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            __import__(package)
-        except ImportError:
-            raise UserError(
-                f"needs {package}, which is not installed: {install_command('export')}", where="export"
-            ) from None
+        require(package, "export", where="export")

@@ -16,7 +16,7 @@ from batches.texts import Text
 from models.core.packing import PackedTexts, Packing
 from models.inference.reranking import TextBank, score_each
 from utils.errors import UserError, reason_of
-from utils.extras import install_command
+from utils.extras import require
 from utils.image_size import ImageSize, grid_of
 from x2vlm.boxes import region_masks
 from x2vlm.export.files import (
@@ -49,12 +49,7 @@ class Graph:
     """
 
     def __init__(self, path: Path):
-        try:
-            import onnxruntime
-        except ImportError:
-            raise UserError(
-                f"needs onnxruntime, which is not installed: {install_command('onnx')}", where=path
-            ) from None
+        onnxruntime = require("onnxruntime", "onnx", where=path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # log only errors, which are also raised

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.extras import install_command
+from utils.extras import require
 from x2vlm.inputs import Reader
 from x2vlm.page.abilities import Ability
 from x2vlm.page.limits import KEPT_S, RateLimit
@@ -62,11 +62,7 @@ def gradio() -> Any:
     os.environ.setdefault(
         "GRADIO_ANALYTICS_ENABLED", "False"
     )  # the only way to disable the version check that gradio performs when imported
-    try:
-        import gradio
-    except ImportError:
-        raise UserError(f"needs gradio, which is not installed: {install_command('page')}", where="serve") from None
-    return gradio
+    return require("gradio", "page", where="serve")
 
 
 def build(tabs: Sequence[Tab], per_minute: int, title: str) -> Any:

@@ -37,5 +37,5 @@ def test_an_address_without_a_cluster_is_reported_in_one_line(monkeypatch):
 
 def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r'^--ray: needs Ray, which is not installed: pip install -e "\.\[ray\]"$'):
+    with pytest.raises(UserError, match=r'^--ray: needs ray, which is not installed: pip install -e "\.\[ray\]"$'):
         next(results(ten_times))
