@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from dataset.media.sources import ImageSource, VideoSource
 from dataset.media.views import EvaluationView
 from dataset.tasks.captioning import CaptioningBatches, prompt_tokens
 from dataset.text.processors import TextProcessor, decode_to_text
-from engine.run_plan import RunPlan
 from metrics.bootstrap import Scores
 from metrics.captions import caption_metrics, caption_scores, tokenize, tokenize_references
 from metrics.captions.cider import CiderD, DocumentFrequencies
@@ -33,13 +32,10 @@ from tasks.base import Parts
 from tasks.config import CaptioningConfig
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import HeldOut, data_options
+from tasks.finetune import HeldOut
 from tasks.inference import require_finite
 from tasks.media import MediaTask
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 END = "</s>"
 """Word that marks the end of a caption when the self-critical reward is computed. It never occurs in a tokenized caption."""
@@ -53,6 +49,7 @@ PRETRAINING_PREFIXES = ("box_head.", "bbox_head.")
 class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatches]):
     """Model, data and evaluation of a captioning run."""
 
+    batches = CaptioningBatches
     measure = "CIDEr"
     legend = "black: generated · grey: the first reference caption"
 
@@ -76,12 +73,6 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
     def build_model(config: CaptioningConfig, vocab_size: int | None) -> CaptioningModel:
         kind = SelfCriticalModel if config.train.objective == "self_critical" else CaptioningModel
         return kind(config.model, vocab_size, config.loss)
-
-    @staticmethod
-    def training_data(
-        config: CaptioningConfig, tokenizer: PreTrainedTokenizerFast, model: CaptioningModel, plan: RunPlan
-    ) -> CaptioningBatches:
-        return CaptioningBatches(config.data, **data_options(config, tokenizer))
 
     @staticmethod
     def check_origin(config: CaptioningConfig, task: str | None, weights: Path, report: LoadReport) -> None:

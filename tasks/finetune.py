@@ -74,6 +74,12 @@ class HeldOut:
 class FineTuneTask(BaseTask[F, M, B]):
     """A task that is evaluated on held-out splits and keeps the weights that are best on the validation split."""
 
+    network: ClassVar[type[Any]]
+    """Class of the model, if :meth:`build_model` needs only the section ``model`` and the size of the vocabulary."""
+
+    batches: ClassVar[type[Any]]
+    """Class of the training data, if :meth:`training_data` needs only the section ``data`` and :func:`data_options`."""
+
     measure: str
     """The metric that selects the best weights."""
 
@@ -93,6 +99,18 @@ class FineTuneTask(BaseTask[F, M, B]):
         check_precision(config.evaluation.precision, accelerator.best_device(), "evaluation.precision")
         held_out = cls.read_held_out(config)  # first, so that errors in these files are reported within seconds
         return cls(config, build_parts(cls, config, checkpoint, trains=trains, plan=plan), held_out)
+
+    @classmethod
+    def build_model(cls, config: F, vocab_size: int | None) -> M:
+        """See :class:`~tasks.base.BaseTask`."""
+        model: M = cls.network(config.model, vocab_size)
+        return model
+
+    @classmethod
+    def training_data(cls, config: F, tokenizer: PreTrainedTokenizerFast, model: M, plan: RunPlan) -> B:
+        """See :class:`~tasks.base.BaseTask`."""
+        batches: B = cls.batches(config.data, **data_options(config, tokenizer))
+        return batches
 
     @classmethod
     def read_held_out(cls, config: F) -> HeldOut:

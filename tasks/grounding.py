@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatches]):
     """Model, data and evaluation of a grounding run."""
 
+    network = GroundingModel
     measure = SINGLE
 
     def __init__(self, config: GroundingConfig, *parts: Any):
@@ -43,10 +44,6 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
     @classmethod
     def legend_for(cls, config: GroundingConfig) -> str:
         return BOX_LEGEND if config.model.box_set is None else box_sets.LEGEND
-
-    @staticmethod
-    def build_model(config: GroundingConfig, vocab_size: int | None) -> GroundingModel:
-        return GroundingModel(config.model, vocab_size)
 
     @staticmethod
     def training_data(

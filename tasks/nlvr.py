@@ -32,11 +32,8 @@ if TYPE_CHECKING:
 class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
     """Model, data and evaluation of a visual reasoning run."""
 
+    network = NLVRModel
     measure = "accuracy"
-
-    @staticmethod
-    def build_model(config: NLVRConfig, vocab_size: int | None) -> NLVRModel:
-        return NLVRModel(config.model, vocab_size)
 
     @staticmethod
     def training_data(

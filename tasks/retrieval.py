@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +17,6 @@ from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned, in_batches
 from dataset.tasks.retrieval import RetrievalBatches
 from engine.run_folder import RunFolder
-from engine.run_plan import RunPlan
 from metrics.retrieval import chance_recalls, recall_scores, retrieval_recalls
 from models.config import RankingScore
 from models.tasks.retrieval import RetrievalModel
@@ -25,13 +24,9 @@ from tasks.base import video_frames
 from tasks.config import RetrievalConfig
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel, spread
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import data_options, location_of
+from tasks.finetune import location_of
 from tasks.media import MediaTask
 from tasks.two_stage import Candidates, Rankings, Stage, TwoStageRetrieval, ranking_rule, reranking_notes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 
 KEPT, SHOWN = 10, 5
 """Number of nearest images or texts per query in ``predictions_<split>.json``, and in drawings. There are fewer if fewer
@@ -43,19 +38,11 @@ QUERY_SIDE, CANDIDATE_SIDE = 280, 150
 class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]):
     """Model, data and evaluation of a retrieval run."""
 
+    network = RetrievalModel
+    batches = RetrievalBatches
     measure = "mean recall"
     _chosen: RankingScore | None = None
     legend = "the five nearest, best first, with scores · frame and tick: right · cross: wrong"
-
-    @staticmethod
-    def build_model(config: RetrievalConfig, vocab_size: int | None) -> RetrievalModel:
-        return RetrievalModel(config.model, vocab_size)
-
-    @staticmethod
-    def training_data(
-        config: RetrievalConfig, tokenizer: PreTrainedTokenizerFast, model: RetrievalModel, plan: RunPlan
-    ) -> RetrievalBatches:
-        return RetrievalBatches(config.data, **data_options(config, tokenizer))
 
     @staticmethod
     def read_split(config: RetrievalConfig, split: CaptionedSplitConfig, key: str) -> CaptionedImages:

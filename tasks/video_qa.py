@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from batches.texts import Text
@@ -30,7 +29,7 @@ from tasks.finetune import HeldOut, data_options
 from tasks.image_blind import ImageBlindBaseline
 from tasks.inference import require_finite
 from tasks.media import MediaTask
-from tasks.vqa import accuracies, group_equal_images, question_panel
+from tasks.vqa import accuracies, distinct_images, question_panel
 from utils.files import write_text
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         image_blind: baseline that answers from the wording alone; None in an evaluation without training data.
     """
 
+    network = VideoQAModel
     measure = "accuracy"
     reads_training_data_to_evaluate = True
 
@@ -57,10 +57,6 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
     def keep_inputs(self, folder: Path) -> None:
         super().keep_inputs(folder)
         write_text(folder / ANSWERS, json.dumps(self.classes, ensure_ascii=False) + "\n")
-
-    @staticmethod
-    def build_model(config: VideoQAConfig, vocab_size: int | None) -> VideoQAModel:
-        return VideoQAModel(config.model, vocab_size)
 
     @staticmethod
     def training_data(
@@ -112,10 +108,8 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         """Predicts the label of the most likely answer to every question."""
 
         def answer(videos: list[Tensor], text: Text) -> Tensor:
-            video_of_question = group_equal_images(videos)
-            pixels = torch.stack([videos[index] for index in np.unique(video_of_question, return_index=True)[1]])
-            device = text.ids.device
-            logits = self.model.classify(pixels.to(device), text, torch.from_numpy(video_of_question).to(device))
+            pixels, video_of_question = distinct_images(videos, text.ids.device)
+            logits = self.model.classify(pixels, text, video_of_question)
             return require_finite(logits, "logits of answers").argmax(dim=1)
 
         return self.outputs(items, partial(_read, LastVideo()), answer, "answering")

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from dataset.tasks.finetune import cleaned_question
 from dataset.tasks.questions import Question, QuestionTable
 from dataset.tasks.vqa import VQABatches, frequent_answers, read_candidates, read_questions
 from dataset.text.processors import PlainTextProcessor, decode_to_text
-from engine.run_plan import RunPlan
 from metrics.bootstrap import Scores
 from metrics.vqa import SOFT, accuracy_type, exact_match, normalize_answer, soft_accuracy
 from models.core.packing import PackedTexts
@@ -29,14 +28,11 @@ from tasks.base import ANSWERS, Parts
 from tasks.config import VQAConfig
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import FineTuneTask, HeldOut, data_options, name_of
+from tasks.finetune import FineTuneTask, HeldOut, name_of
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline
 from tasks.inference import require_finite
 from utils.errors import UserError
 from utils.files import write_text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
@@ -47,6 +43,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         image_blind: baseline that answers from the wording alone; None in an evaluation without training data.
     """
 
+    network = VQAModel
+    batches = VQABatches
     measure = "accuracy"
     reads_training_data_to_evaluate = True
 
@@ -64,16 +62,6 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
     def keep_inputs(self, folder: Path) -> None:
         super().keep_inputs(folder)
         write_text(folder / ANSWERS, json.dumps(self.candidates, ensure_ascii=False) + "\n")
-
-    @staticmethod
-    def build_model(config: VQAConfig, vocab_size: int | None) -> VQAModel:
-        return VQAModel(config.model, vocab_size)
-
-    @staticmethod
-    def training_data(
-        config: VQAConfig, tokenizer: PreTrainedTokenizerFast, model: VQAModel, plan: RunPlan
-    ) -> VQABatches:
-        return VQABatches(config.data, **data_options(config, tokenizer))
 
     @staticmethod
     def read_split(config: VQAConfig, split: QuestionsConfig, key: str) -> QuestionTable:
@@ -145,11 +133,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         config = self.config.evaluation
 
         def fused(images: list[Tensor], text: Text) -> PackedTexts:
-            image_of_question = group_equal_images(images)
-            pixels = torch.stack([images[index] for index in np.unique(image_of_question, return_index=True)[1]])
-            device = text.ids.device
-            index = torch.from_numpy(image_of_question).to(device)
-            return self.model.fuse_questions(pixels.to(device), text, index)
+            pixels, image_of_question = distinct_images(images, text.ids.device)
+            return self.model.fuse_questions(pixels, text, image_of_question)
 
         def choose(images: list[Tensor], text: Text) -> Tensor:
             questions = fused(images, text)
@@ -239,6 +224,13 @@ def group_equal_images(images: Sequence[Tensor]) -> np.ndarray:
     them."""
     is_new = [index > 0 and not torch.equal(image, images[index - 1]) for index, image in enumerate(images)]
     return np.cumsum(is_new)
+
+
+def distinct_images(images: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns one image for each group of :func:`group_equal_images`, and the group index of each image, (N,), on a device."""
+    groups = group_equal_images(images)
+    pixels = torch.stack([images[index] for index in np.unique(groups, return_index=True)[1]])
+    return pixels.to(device), torch.from_numpy(groups).to(device)
 
 
 def chance_accuracy(
