@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from engine.checkpoint import CHECKPOINTS, fault_of, list_checkpoints
 from engine.run_files import EVENTS_FILE
-from utils.config import Config, WhenResumed, when_resumed, with_previous_defaults
+from utils.config import Config, WhenResumed, flat, when_resumed, with_previous_defaults
 from utils.config_files import ConfigError, read_yaml
 from utils.errors import UserError
 from utils.files import read_text
@@ -80,7 +80,7 @@ def check_same_config(saved: Path, config: Config, *, evaluate: bool) -> None:
             remedy=f"use another --output, or pass only --output {saved.parent} --resume",
         )
     may_change = [WhenResumed.MAY_CHANGE, *([] if evaluate else [WhenResumed.AFFECTS_METRICS])]
-    before, now = _flat(_with_defaults(values, type(config), saved)), _flat(config.model_dump(mode="json"))
+    before, now = flat(_with_defaults(values, type(config), saved)), flat(config.model_dump(mode="json"))
     changed = [
         f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -113,12 +113,3 @@ def _with_defaults(saved: dict[str, Any], schema: type[Config], file: Path) -> A
 def _equal(before: Any, now: Any) -> bool:
     """True if two config values are equal. A boolean never equals a number here, although 1 == True in Python."""
     return bool(before == now) and isinstance(before, bool) == isinstance(now, bool)
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -6,7 +6,6 @@ A config names its cell in ``evaluation.published``, and the run shows the cell'
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -63,21 +62,14 @@ class TablesConfig(Config):
     columns: dict[str, ColumnConfig] = Field(min_length=1, description="columns of all tables, by name")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A cell combined with its column. :class:`CellConfig` and :class:`ColumnConfig` describe the fields."""
+class Cell(CellConfig):
+    """A cell combined with its column, whose fields :class:`ColumnConfig` describes."""
 
     table: int | str
     row: str
     column: str
-    numbers: Numbers
-    config: str
-    overrides: tuple[str, ...]
-    checkpoint: str | None
     protocol: str
     server: str | None
-    cpu: int | None = None
-    small: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -94,19 +86,7 @@ def read_tables(path: Path = TABLES) -> dict[str, Cell]:
     """
     tables = bind(read_yaml(path), TablesConfig, source=str(path))
     cells = (
-        Cell(
-            column.table,
-            row,
-            name,
-            cell.numbers,
-            cell.config,
-            tuple(cell.overrides),
-            cell.checkpoint,
-            column.protocol,
-            column.server,
-            cell.cpu,
-            tuple(cell.small),
-        )
+        Cell(**dict(cell), table=column.table, row=row, column=name, protocol=column.protocol, server=column.server)
         for name, column in tables.columns.items()
         for row, cell in column.rows.items()
     )

@@ -176,6 +176,16 @@ def dump_config(config: Config) -> str:
     return stream.getvalue()
 
 
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the values of a config, as read from YAML, by full key. A list counts as one value."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
 def _finding(error: dict[str, Any], schema: type[Config], locations: Locations, source: str) -> UserError:
     path = error["loc"]
     name = ".".join(str(part) for part in path) or "config"

@@ -85,7 +85,7 @@ def test_the_run_of_a_cell_binds_names_the_cell_and_measures_its_splits(name):
 
 
 def test_no_two_cells_claim_one_run():
-    runs = [(cell.config, cell.overrides) for cell in CELLS.values()]
+    runs = [(cell.config, tuple(cell.overrides)) for cell in CELLS.values()]
     assert len(set(runs)) == len(runs)
 
 

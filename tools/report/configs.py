@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from tasks import TASKS
 from tasks.kinds import find_task
 from tools.runs.reading import Run
-from utils.config import bind
+from utils.config import bind, flat
 from utils.config_files import ConfigError
 from utils.errors import UserError
 
@@ -22,18 +22,6 @@ MAX_SHOWN_CHARACTERS = 300
 """Maximum number of characters of a value that are shown."""
 MISSING = "—"
 """Text that is shown for a key that a config lacks."""
-
-Flat = dict[str, Any]
-
-
-def flat(values: Any, prefix: str = "") -> Flat:
-    """Returns the values by full key. A list counts as one value."""
-    if not isinstance(values, dict) or not values:
-        return {prefix: values}
-    result: Flat = {}
-    for key, value in values.items():
-        result |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return result
 
 
 @dataclass(frozen=True)
@@ -107,7 +95,7 @@ def config_of(run: Run) -> ShownConfig | None:
     return ShownConfig(note, list(_lines(run.config, defaults or {}, "", 0)))
 
 
-def _lines(values: dict[str, Any], defaults: Flat, prefix: str, depth: int) -> Iterator[ConfigLine]:
+def _lines(values: dict[str, Any], defaults: dict[str, Any], prefix: str, depth: int) -> Iterator[ConfigLine]:
     for name, value in values.items():
         key, indent = f"{prefix}{name}", "  " * depth
         if isinstance(value, dict) and value:
@@ -120,7 +108,7 @@ def _lines(values: dict[str, Any], defaults: Flat, prefix: str, depth: int) -> I
         yield ConfigLine(f"{indent}{name}: {_shown(value)}", marked, default_text)
 
 
-def _defaults(config: dict[str, Any]) -> Flat | None:
+def _defaults(config: dict[str, Any]) -> dict[str, Any] | None:
     """Returns the default of each key in a config, which is undefined if the key has none. Returns None if the task or its keys
     belong to a different version."""
     task = config.get("task")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.report.configs import Flat, flat
 from tools.runs.reading import Run
+from utils.config import flat
 
 SEED = "seed"
 WITHOUT_EFFECT = re.compile(
@@ -84,7 +84,7 @@ def has_effect(key: str) -> bool:
     return key != SEED and not WITHOUT_EFFECT.match(key)
 
 
-def _seed(config: Flat) -> str:
+def _seed(config: dict[str, Any]) -> str:
     return repr(config.get(SEED))
 
 
