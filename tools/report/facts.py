@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tools.runs.reading import Run, State
+from utils.events import BrokenReason
 from utils.printing import counted, duration
 from utils.version import VERSION
 
@@ -33,16 +34,6 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class BrokenRecords:
-    """Broken records of one kind, with the location and the message of the first."""
-
-    kind: str
-    count: str
-    location: str
-    message: str
-
-
-@dataclass(frozen=True)
 class Faults:
     """Problems of a run.
 
@@ -54,7 +45,7 @@ class Faults:
 
     known: bool
     read: str
-    broken: list[BrokenRecords]
+    broken: list[BrokenReason]
     events: list[TimedText]
     notes: list[str]
     warnings: list[TimedText]
@@ -69,15 +60,11 @@ def facts_of(run: Run) -> Facts:
 def faults_of(run: Run) -> Faults:
     """Returns broken records by kind, resumptions, stops, skipped steps and warnings."""
     history = run.history
-    broken = [
-        BrokenRecords(each.reason, "not counted" if each.count is None else f"{each.count:,}", each.place, each.detail)
-        for each in history.reasons
-    ]
     if not history.complete:
         read = "Broken records, stops and warnings are unknown, since the run has no events.jsonl."
     elif shares := history.shares():
         read = "; ".join(shares)
-    elif broken:
+    elif history.reasons:
         read = "Not counted: the run ended before it wrote the number."
     else:
         read = "The run did not record how many records it read. It reported no broken records."
@@ -91,7 +78,7 @@ def faults_of(run: Run) -> Faults:
         counts = ", ".join(f"{count} of {name}" for name, count in infinite.items())
         notes.append(f"Values in metrics.jsonl that are not finite: {counts}.")
     stops = [(time, str(event).partition("\n")[0]) for time, event in history.stops_and_resumptions]
-    return Faults(history.complete, read, broken, stops, notes, history.warnings, history.warning_count)
+    return Faults(history.complete, read, history.reasons, stops, notes, history.warnings, history.warning_count)
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
