@@ -207,7 +207,7 @@ EVALUATION_WAITS = {
     "copies from the host: tasks/captioning.py CaptioningTask.captions": INPUTS,
     "copies from the host: tasks/grounding.py GroundingTask._locate": INPUTS,
     "copies from the host: tasks/nlvr.py NLVRTask._predict": INPUTS,
-    "copies from the host: tasks/vqa.py VQATask._predict": INPUTS,
+    "copies from the host: tasks/vqa.py distinct_images": INPUTS,
     "copies from the host: tasks/pretrain_evaluation.py PretrainEvaluator._encode_images": INPUTS,
     "copies from the host: tasks/pretrain_evaluation.py PretrainEvaluator._predict_boxes": INPUTS,
     "copies from the host: tasks/two_stage.py TwoStageRetrieval._encode_images": INPUTS,
