@@ -37,6 +37,7 @@ from benchmarks.duel_sides import (
 from benchmarks.harness import print_line, write_results
 from benchmarks.shapes import probe
 from benchmarks.step_memory import process_memory
+from metrics.bootstrap import paired_interval
 from tools.reproduce.runs import Seeds
 from utils.commands import call
 from utils.errors import UserError
@@ -295,18 +296,6 @@ def hits_of(result: dict[str, Any]) -> np.ndarray:
     validation scenes."""
     ranks = result["test"]["ranks"][best_score(result)[0]]
     return np.mean([np.array(each) < 1 for each in ranks], axis=0)
-
-
-def paired_interval(differences: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
-    """Returns the 95% interval of the mean of ``differences`` (seeds, scenes). Seeds and scenes are resampled. With few seeds,
-    the interval is too narrow if seeds differ much; with one, it does not contain the difference between seeds at all."""
-    rng = np.random.default_rng(0)
-    seeds, scenes = differences.shape
-    means = [
-        differences[rng.integers(seeds, size=seeds)][:, rng.integers(scenes, size=scenes)].mean() for _ in range(draws)
-    ]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def runs_in(folder: Path) -> list[dict[str, Any]]:

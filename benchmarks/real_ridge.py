@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from benchmarks.harness import write_results
 from benchmarks.step_config import build, config_for
 from dataset.prepare.folders import SPLITS
 from dataset.records.schema import ImageKeys
@@ -28,8 +29,11 @@ from models.pretraining.model import PretrainModel
 from utils.commands import call
 
 CONFIG = Path("configs/real/pretrain.yaml")
-LAYERS = {"A": 1, "B": 4}
+BASELINES = {"A": 1, "B": 4}
 """Number of last layers whose features each baseline uses."""
+
+RANKS_FILE = "ridge.json"
+"""File in the folder of the records that contains the ranks of the baselines, by split, baseline and source."""
 
 PENALTIES = tuple(10.0**power for power in np.arange(-3, 3.1, 0.5))
 """Candidate penalties on standardised features; each is multiplied by the number of features."""
@@ -58,7 +62,7 @@ def features(model: PretrainModel, pixels: Tensor) -> Tensor:
     backbone: Any = vision.backbone
     layers = backbone.forward_intermediates(
         normalised,
-        indices=max(LAYERS.values()),
+        indices=max(BASELINES.values()),
         return_prefix_tokens=True,
         norm=True,
         output_fmt="NLC",
@@ -103,21 +107,23 @@ class Ridge:
     def _standardised(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
 
-    def recalls(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        """Computes recalls among N pictures with features ``x`` (N, D) and their captions, embedded as ``y`` (N, D')."""
+    def ranks(self, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks N captions, embedded as ``y`` (N, D'), for each of N pictures with features ``x`` (N, D), and pictures for each
+        caption. Returns the rank of each picture's caption and of each caption's picture, both (N,)."""
         images = F.normalize(self._standardised(x) @ self.weight, dim=1)
         texts = F.normalize(y - self.target_mean, dim=1)
         scores, same = (images @ texts.T).numpy(), np.eye(len(x), dtype=bool)
-        return retrieval_recalls(ranks_of_first_match(scores, same), ranks_of_first_match(scores.T, same))
+        return ranks_of_first_match(scores, same), ranks_of_first_match(scores.T, same)
 
 
-def baseline(splits: dict[str, Encoded], layers: int) -> tuple[float, dict[str, float]]:
-    """Returns the penalty that is best on the validation split, and its recalls on the test split."""
+def baseline(splits: dict[str, Encoded], layers: int) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Returns the penalty with the best mean recall on the validation split, and its ranks on the validation and the test split,
+    as returned by :meth:`Ridge.ranks`."""
     x = {split: encoded.layers[:, -layers:].flatten(1).double() for split, encoded in splits.items()}
     y = {split: encoded.texts.double() for split, encoded in splits.items()}
     fits = {penalty: Ridge(x["train"], y["train"], penalty) for penalty in PENALTIES}
-    best = max(fits, key=lambda penalty: fits[penalty].recalls(x["val"], y["val"])["mean recall"])
-    return best, fits[best].recalls(x["test"], y["test"])
+    best = max(fits, key=lambda penalty: retrieval_recalls(*fits[penalty].ranks(x["val"], y["val"]))["mean recall"])
+    return best, {split: fits[best].ranks(x[split], y[split]) for split in ("val", "test")}
 
 
 def main(*, records: Path = Path("data/real/records")) -> int:
@@ -127,7 +133,8 @@ def main(*, records: Path = Path("data/real/records")) -> int:
     states) from DINOv2's features of the picture. Held-out captions are then ranked for each held-out picture by their cosine
     with the prediction, and pictures are ranked for each caption. The features are [CLS] and the mean patch at 224 pixels: of the
     last layer in baseline A, of the last four layers in baseline B. The penalty is chosen on the validation split, by the mean of
-    R@1, R@5 and R@10 in both directions; the test split is used once.
+    R@1, R@5 and R@10 in both directions; the test split is used once. The ranks are saved in the folder of the records, where
+    ``benchmarks.real_sources`` reads them.
 
     Args:
         records: folder of the records.
@@ -140,19 +147,18 @@ def main(*, records: Path = Path("data/real/records")) -> int:
     initialise(model, config.init)
     processor = TextProcessor(load_tokenizer(config.model.text.encoder), config.data.text)
     encoded = {split: encode(model, processor, records / f"{split}.jsonl") for split in SPLITS}
+    found: dict[str, dict[str, dict[str, list[list[int]]]]] = {
+        split: {name: {} for name in BASELINES} for split in ("val", "test")
+    }
     for source in CUTOUT_SOURCES:
         splits = {split: by_source[source] for split, by_source in encoded.items()}
-        for name, layers in LAYERS.items():
-            penalty, recalls = baseline(splits, layers)
-            ways = " | ".join(
-                f"{100 * recalls[f'{way} R@1']:.1f} / {100 * recalls[f'{way} R@5']:.1f}"
-                for way in ("image to text", "text to image")
-            )
-            pictures = f"({len(splits['test'].texts)} test pictures)"
-            mean_recall = 100 * recalls["mean recall"]
-            sys.stdout.write(
-                f"{source:13} {name}  penalty {penalty:<7.3g} R@1 / R@5 {ways}, mean recall {mean_recall:.1f}  {pictures}\n"
-            )
+        for name, layers in BASELINES.items():
+            penalty, ranks = baseline(splits, layers)
+            for split, both in ranks.items():
+                found[split][name][source] = [each.tolist() for each in both]
+            mean_recall = retrieval_recalls(*ranks["test"])["mean recall"]
+            sys.stdout.write(f"{source:13} {name}  penalty {penalty:<7.3g} mean recall on test {mean_recall:.1%}\n")
+    write_results(records / RANKS_FILE, found)
     return 0
 
 

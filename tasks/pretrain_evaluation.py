@@ -191,10 +191,10 @@ class PretrainEvaluator:
         if self.config.score != "auto":
             return self.config.score
         records = [record for record in self.reader.images("validation_files") if record.captions]
-        rankings = self._rank(records, [record.captions[0] for record in records], reranks=True)
+        rankings = self.rank(records, [record.captions[0] for record in records])
         return rankings.best_score(np.arange(len(records)))
 
-    def _rank(self, records: Sequence[HeldOutRecord], captions: Sequence[str], *, reranks: bool) -> Rankings:
+    def rank(self, records: Sequence[HeldOutRecord], captions: Sequence[str], *, reranks: bool = True) -> Rankings:
         """Ranks all captions for each record, and all records for each caption."""
 
         def read(share: range) -> Iterator[list[Tensor]]:
@@ -239,7 +239,7 @@ class PretrainEvaluator:
         captions: list[str] = [getattr(record, kind)[0] for record in captioned]
         text = "text" if kind == "captions" else "long text"
 
-        rankings = self._rank(captioned, captions, reranks=score != "cosine")
+        rankings = self.rank(captioned, captions, reranks=score != "cosine")
         stages = {"cosine": rankings.cosine} | ({} if score == "cosine" else {"reranked": rankings.by(score)})
         chance, numbers = 1 / len(captioned), np.arange(len(captioned))
         metrics = [count(size, len(captioned))]

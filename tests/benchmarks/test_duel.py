@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -229,12 +228,6 @@ def test_an_unknown_side_is_an_error(capsys, tmp_path, tiny_overrides):
 def test_wrong_flags_are_one_line(words, message, tmp_path, capsys):
     assert call(duel.main, [*words, "--output", str(tmp_path)], "duel") == 2
     assert capsys.readouterr().err == OneLine(message)
-
-
-def test_a_difference_that_all_scenes_and_seeds_share_has_an_interval_without_width():
-    assert duel.paired_interval(np.full((3, 8), 0.5), draws=20) == (0.5, 0.5)
-    low, high = duel.paired_interval(np.random.default_rng(0).normal(0.1, 1, (3, 200)), draws=2000)
-    assert low < 0.1 < high
 
 
 def test_the_table_has_a_row_for_each_side_and_the_paired_difference(tmp_path, capsys):

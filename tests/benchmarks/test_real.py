@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import real_ridge, real_sources
 from benchmarks.real_ridge import Encoded, Ridge, baseline
+from metrics.retrieval import retrieval_recalls
+from run import main as run_command
 from tests.messages import OneLine
+from tests.x2vlm.conftest import data, overrides, run, task  # noqa: F401 (fixtures)
 from utils.commands import call
 
 
@@ -30,70 +35,99 @@ def test_the_penalty_is_chosen_on_validation_and_used_on_test():
     for split, count in (("train", 40), ("val", 30), ("test", 20)):
         layers = torch.randn(count, 4, 2)
         splits[split] = Encoded(layers, layers.flatten(1) @ lead + torch.randn(count, 6))
-    penalty, recalls = baseline(splits, 4)
+    penalty, ranks = baseline(splits, 4)
     x = {split: encoded.layers.flatten(1).double() for split, encoded in splits.items()}
     y = {split: encoded.texts.double() for split, encoded in splits.items()}
     fits = {each: Ridge(x["train"], y["train"], each) for each in real_ridge.PENALTIES}
-    on_validation = {each: fit.recalls(x["val"], y["val"])["mean recall"] for each, fit in fits.items()}
+
+    def mean_recall(ranks):
+        return retrieval_recalls(*ranks)["mean recall"]
+
+    on_validation = {each: mean_recall(fit.ranks(x["val"], y["val"])) for each, fit in fits.items()}
     assert on_validation[penalty] == max(on_validation.values()) > min(on_validation.values())
-    assert recalls == fits[penalty].recalls(x["test"], y["test"])
-    assert baseline(splits, 1)[1]["mean recall"] < recalls["mean recall"]
+    for split in ("val", "test"):
+        np.testing.assert_array_equal(ranks[split], fits[penalty].ranks(x[split], y[split]))
+    assert mean_recall(baseline(splits, 1)[1]["test"]) < mean_recall(ranks["test"])
 
 
-def evaluation(value: float) -> dict:
-    """Metrics with a different value for each retrieval direction and each box metric."""
-    metrics = {
-        recall: {"value": value + index / 100, "chance": 0.01} for index, recall in enumerate(real_sources.RECALLS)
+@pytest.fixture
+def sources(scenes_folder, tmp_path, monkeypatch) -> Path:
+    """The test scenes, in place of the pictures of each source and of the composites and maps."""
+    records = tmp_path / "records"
+    records.mkdir()
+    scenes = (scenes_folder / "test.jsonl").read_text().splitlines()
+    regions = (scenes_folder / "test.jsonl").read_text()
+    for start, source in enumerate(real_sources.CUTOUT_SOURCES):
+        (records / f"val_{source}.jsonl").write_text("\n".join(scenes[start : start + 5]) + "\n")
+    (records / "regions_val_composites.jsonl").write_text(regions)
+    (records / "regions_val_maps.jsonl").write_text(regions.replace('"object"', '"region"'))
+    for folder in scenes_folder.iterdir():
+        if folder.is_dir():
+            (records / folder.name).symlink_to(folder)
+    monkeypatch.setattr(real_sources, "RECORDS", records)
+    return records
+
+
+def test_a_run_is_measured_as_its_own_evaluation_measures_it(sources, run, tmp_path):  # noqa: F811
+    folder = tmp_path / "run"
+    shutil.copytree(run("pretrain"), folder)
+    (folder / "evaluation.json").write_text("{}")
+    results = real_sources.measure(folder, "val")
+    files = [f"{sources}/val_clipart.jsonl"]
+    arguments = ["--evaluate", "--config", str(folder / "config.yaml"), "--output", str(tmp_path / "evaluated")]
+    start = [f"init.checkpoint={folder}", "evaluation.score=sum", f"evaluation.files={files}"]
+    regions = f"evaluation.region_files=[{sources}/regions_val_composites.jsonl]"
+    assert run_command([*arguments, *start, regions]) == 0
+    (metrics,) = json.loads((tmp_path / "evaluated/evaluation.json").read_text()).values()
+    ranks = results["ranks"]["clipart"]
+    for way, direction in enumerate(("image to text", "text to image")):
+        for score, stage in (("cosine", "cosine"), ("sum", "reranked")):
+            expected = metrics[f"{direction} R@1 ({stage})"]["value"]
+            assert np.mean(np.array(ranks[score][way]) < 1) == pytest.approx(expected)
+    assert results["boxes"]["composites"][0] == pytest.approx(metrics["object box, IoU >= 0.5"]["value"])
+    assert results["words"]["clipart"][0] == pytest.approx(metrics["masked word"]["value"])
+
+    # Results are read again unless the run or the records have changed since.
+    marked = json.dumps(results | {"words": "of the file"})
+    (folder / "val.json").write_text(marked)
+    assert real_sources.measure(folder, "val")["words"] == "of the file"
+    for changed in (folder / "evaluation.json", sources / "real.json"):
+        changed.write_text("{}")
+        (folder / "val.json").write_text(marked)
+        later = changed.stat().st_mtime + 9
+        os.utime(changed, (later, later))
+        assert real_sources.measure(folder, "val") == results
+        changed.unlink() if changed.name == "real.json" else os.utime(changed)
+
+
+def results_with(cosine: int, matching: int) -> dict:
+    """Results in which, for each source of four pictures, so many names and half as many pictures are ranked first."""
+
+    def ranks(count: int) -> list[list[int]]:
+        return [[0] * first + [3] * (4 - first) for first in (count, count // 2)]
+
+    by_score = {"cosine": ranks(cosine), "matching": ranks(matching), "sum": ranks(4)}
+    return {
+        "ranks": dict.fromkeys(real_sources.CUTOUT_SOURCES, by_score),
+        "boxes": {kind: [cosine / 10, 0.02] for kind in real_sources.BOXES},
+        "words": {source: [0.25, 0.1] for source in real_sources.CUTOUT_SOURCES},
     }
-    others = (*real_sources.BOXES.values(), real_sources.WORDS)
-    return metrics | {metric: {"value": value / 2 + place / 100, "chance": 0.02} for place, metric in enumerate(others)}
 
 
-def test_runs_are_measured_once_and_shown_with_mean_and_spread(tmp_path, monkeypatch, capsys):
-    commands = []
-
-    def measured(command, **_):
-        commands.append(command)
-        folder = Path(command[command.index("--output") + 1])
-        folder.mkdir(parents=True)
-        value = 0.2 if folder.parent.name == "one" else 0.4
-        (folder / "evaluation.json").write_text(json.dumps({"held-out": evaluation(value)}))
-        ranks = {"image to text": 1, "text to image": 7 if value == 0.2 else None}
-        (folder / "predictions_held-out.json").write_text(json.dumps([{"ranks": {"cosine": ranks}}, {"boxes": []}]))
-
-    monkeypatch.setattr(real_sources.subprocess, "run", measured)
-    runs = [str(tmp_path / name) for name in ("one", "other")]
-    for run in runs:
-        Path(run).mkdir()
-        (Path(run) / "evaluation.json").write_text("{}")
-    assert call(real_sources.main, [*runs, "--split", "val"], "real_sources") == 0
-    printed = capsys.readouterr().out
-    assert "| stamps | 30.0 ± 14.1 | 31.0 ± 14.1 | 32.0 ± 14.1 | 33.0 ± 14.1 | 1.0 | 58.3 ± 11.8 |" in printed
-    assert (
-        "(cosine) | text to image (cosine) | image to text (reranked) | text to image (reranked) | chance | mean recall"
-        in printed
-    )
-    assert "| composites | 15.0 ± 7.1 | 2.0 |" in printed and "| maps | 16.0 ± 7.1 | 2.0 |" in printed
-    assert printed.endswith("| clipart | 17.0 ± 7.1 | 2.0 |\n")
-    assert {f"init.checkpoint={run}" for run in runs} == {
-        word for command in commands for word in command if word.startswith("init.checkpoint=")
+def test_tables_show_means_over_runs_and_differences_with_intervals():
+    runs = [results_with(2, 2), results_with(4, 2)]
+    baselines = {
+        "baseline B": results_with(2, 0)["ranks"] and {s: [[0, 3, 3, 3], [3] * 4] for s in real_sources.CUTOUT_SOURCES}
     }
-    files = [word for command in commands for word in command if word.startswith("evaluation.")]
-    assert "evaluation.files=[data/real/records/val_clipart.jsonl]" in files
-    assert not any("test" in word for word in files)
-    count = len(commands)
-    assert call(real_sources.main, [*runs, "--split", "val"], "real_sources") == 0
-    assert len(commands) == count == 2 * 6
-    later = (tmp_path / "one/val_stamps/evaluation.json").stat().st_mtime + 9
-    os.utime(tmp_path / "one/evaluation.json", (later, later))  # trained further since
-    monkeypatch.setattr(real_sources.subprocess, "run", lambda command, **_: commands.append(command))
-    assert call(real_sources.main, [*runs, "--split", "val"], "real_sources") == 0
-    assert len(commands) == count + 6
-    monkeypatch.setattr(real_sources, "COUNTS", tmp_path / "real.json")
-    (tmp_path / "real.json").touch()
-    os.utime(tmp_path / "real.json", (later, later))  # records were rebuilt
-    assert call(real_sources.main, [*runs, "--split", "val"], "real_sources") == 0
-    assert len(commands) == count + 6 + 12
+    printed = real_sources.table(runs, baselines)
+    assert "| stamps | 4 | 75.0 / 37.5 | 50.0 / 25.0 | 100.0 / 50.0 | 25.0 / 0.0 | 85.4 ± 8.8 |" in printed
+    assert "| all, mean of both directions | 16 | 56.2 ± 26.5 | 37.5 ± 0.0 | 75.0 ± 0.0 | 12.5 | |" in printed
+    assert "| composites | 30.0 ± 14.1 | 2.0 |" in printed
+    assert printed.endswith("| clipart | 25.0 ± 0.0 | 10.0 |\n")
+    lines = real_sources.differences(runs, baselines).splitlines()
+    assert lines[0].startswith("matching minus cosine: -18.8 points [") and "by seed +0.0, -37.5" in lines[0]
+    assert lines[0].endswith("in pictures: stamps -0.8, emoji_google -0.8, emoji_fluent -0.8, clipart -0.8")
+    assert lines[2].startswith("cosine minus baseline B: +43.8 points [")
 
 
 def test_an_unfinished_run_is_rejected_in_one_line(tmp_path, capsys):

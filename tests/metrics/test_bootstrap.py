@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metrics import bootstrap
-from metrics.bootstrap import Scores, interval
+from metrics.bootstrap import Scores, interval, paired_interval
 
 
 def test_the_examples_in_the_docstrings_hold():
@@ -83,3 +83,9 @@ def test_there_is_no_interval_without_examples_or_variation(values, groups):
 def test_a_metric_without_scores_has_no_interval():
     assert interval([], 100, seed=0) is None
     assert np.isnan(Scores(np.array([]), []).mean())
+
+
+def test_a_difference_that_all_examples_and_seeds_share_has_an_interval_without_width():
+    assert paired_interval(np.full((3, 8), 0.5), draws=20) == (0.5, 0.5)
+    low, high = paired_interval(np.random.default_rng(0).normal(0.1, 1, (3, 200)), draws=2000)
+    assert low < 0.1 < high
