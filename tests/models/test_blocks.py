@@ -74,6 +74,27 @@ def test_attention_and_residuals_have_their_own_dropout():
     assert (attention.eval().attend(ones, ones, ones, None) == 1).all()
 
 
+@pytest.mark.parametrize(
+    "mask", [None, MASK[:, None, None], attention_bias(MASK, torch.bfloat16)], ids=["none", "bool", "bias"]
+)
+def test_attention_in_bf16_has_the_results_and_gradients_of_full_precision(mask):
+    attention = Attention(WITHOUT_DROPOUT)
+    draws = torch.Generator().manual_seed(0)
+    states = [torch.randn(len(LENGTHS), 2, 5, 4, generator=draws) for _ in range(3)]
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        parts = [part.to(torch.bfloat16).to(dtype, copy=True).requires_grad_() for part in states]
+        bias = mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
+        attended = attention.attend(*parts, bias)
+        assert attended.dtype == dtype
+        attended.pow(2).sum().backward()
+        found.append([attended, *(part.grad for part in parts)])
+        with torch.no_grad():
+            torch.testing.assert_close(attention.attend(*parts, bias), attended.detach(), rtol=0.02, atol=0.02)
+    for ours, expected in zip(*found, strict=True):
+        assert (ours.double() - expected).norm() < 0.02 * expected.norm()
+
+
 def test_an_attention_bias_hides_masked_keys_and_has_rows_aligned_to_8_numbers():
     added = attention_bias(MASK, torch.bfloat16)
     assert added.shape == (len(LENGTHS), 1, 1, 5)
