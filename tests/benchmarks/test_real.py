@@ -101,7 +101,7 @@ def test_a_run_is_measured_as_its_own_evaluation_measures_it(sources, run, tmp_p
 
 
 def results_with(cosine: int, matching: int) -> dict:
-    """Results in which, for each source of four pictures, so many names and half as many pictures are ranked first."""
+    """Results for sources of four pictures. Each score ranks the given number of names first, and half as many pictures."""
 
     def ranks(count: int) -> list[list[int]]:
         return [[0] * first + [3] * (4 - first) for first in (count, count // 2)]
