@@ -6,13 +6,13 @@ import json
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from PIL import Image
 
 from dataset.prepare.folders import SPLITS, write_records
-from demo.folder import Folder, FolderFlags, Seed, fill_folder
+from dataset.prepare.output_folder import OutputFolder
+from demo.folder import FolderFlags, Seed, is_complete, write_clip
 from demo.scenes.compose import Scene, compose_scene, generator_for, one_of
 from demo.scenes.describe import looks_of
 from demo.scenes.draw import draw_scene
@@ -30,6 +30,7 @@ FACTS = "clips.json"
 ANSWERS = "answers.json"
 TASKS = ("retrieval", "questions")
 OWNED = (*(f"{task}_{split}.jsonl" for task in TASKS for split in SPLITS), ANSWERS, "frames")
+"""There is no tokenizer. The clips use the scenes' tokenizer, which splits words that it does not know into letters."""
 
 CLIP_PURPOSE = 100
 """Purpose for :func:`demo.scenes.compose.generator_for`. It differs from the purposes that scenes use, so that a clip's random
@@ -93,50 +94,6 @@ def _names(clip: Clip) -> list[str]:
     return [f"the {looks_of(obj, named).name()}" for obj in clip.frames[0].objects]
 
 
-def build(
-    out: Path,
-    *,
-    seed: int = 0,
-    train: int = 2000,
-    val: int = 200,
-    test: int = 200,
-    size: int = 64,
-    frames: int = 4,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> None:
-    """Writes ``out/retrieval_{split}.jsonl``, ``out/questions_{split}.jsonl``, ``out/answers.json``, ``out/frames/`` and, last,
-    ``out/clips.json``. The clips use the scenes' tokenizer, which splits words that it does not know into letters.
-
-    Raises:
-        UserError: if the folder was made with different arguments, contains files that this command did not write, or cannot be
-            written.
-    """
-    counts = {"train": train, "val": val, "test": test}
-    arguments = {"seed": seed, **counts, "size": size, "frames": frames, "making": DATA_VERSION}
-    folder = Folder(out, FACTS, OWNED, arguments, overwrite)
-    if folder.is_complete():
-        return
-    with (
-        folder.filling() as facts,
-        progress_bar(total=sum(counts.values()), quiet=not progress, desc="drawing clips", unit="clip") as bar,
-    ):
-        facts["directions"] = {}
-        for split, count in counts.items():
-            captioned, questions = [], []
-            for index in range(count):
-                clip = compose_clip(seed, split, index, size, frames)
-                name = f"{split}/{index:06d}"
-                video = folder.write_clip(name, (Image.fromarray(draw_scene(scene)) for scene in clip.frames))
-                captioned.append({"video": video, "caption": caption(clip), "image_id": name})
-                questions.append({"video": video, "question": question(clip), "answer": clip.direction, "id": index})
-                bar.update()
-            write_records(out / f"retrieval_{split}.jsonl", captioned)
-            write_records(out / f"questions_{split}.jsonl", questions)
-            facts["directions"][split] = dict(Counter(record["answer"] for record in questions))
-        write_text(out / ANSWERS, json.dumps(list(DIRECTIONS)) + "\n")
-
-
 def clips(
     *,
     output: FolderFlags,
@@ -165,15 +122,29 @@ def clips(
     Examples:
         python -m demo.clips --out data/clips
     """
-
-    def summary(facts: dict[str, Any]) -> str:
-        arguments = facts["arguments"]
-        numbers = ", ".join(f"{arguments[split]} {split}" for split in SPLITS)
-        return f"{numbers} clips of {arguments['frames']} frames"
-
-    return fill_folder(
-        output, FACTS, build, summary, seed=seed, train=train, val=val, test=test, size=size, frames=frames
-    )
+    counts = {"train": train, "val": val, "test": test}
+    arguments = {"seed": seed, **counts, "size": size, "frames": frames, "making": DATA_VERSION}
+    folder = OutputFolder(output.out, FACTS, arguments, OWNED, output.overwrite)
+    if is_complete(folder):
+        return 0
+    with folder, progress_bar(total=sum(counts.values()), desc="drawing clips", unit="clip") as bar:
+        directions = {}
+        for split, count in counts.items():
+            captioned, questions = [], []
+            for index in range(count):
+                clip = compose_clip(seed, split, index, size, frames)
+                name = f"{split}/{index:06d}"
+                video = write_clip(folder.out, name, (Image.fromarray(draw_scene(scene)) for scene in clip.frames))
+                captioned.append({"video": video, "caption": caption(clip), "image_id": name})
+                questions.append({"video": video, "question": question(clip), "answer": clip.direction, "id": index})
+                bar.update()
+            write_records(folder.out / f"retrieval_{split}.jsonl", captioned)
+            write_records(folder.out / f"questions_{split}.jsonl", questions)
+            directions[split] = Counter(record["answer"] for record in questions)
+        write_text(folder.out / ANSWERS, json.dumps(list(DIRECTIONS)) + "\n")
+        folder.close({"directions": directions})
+    sys.stdout.write(f"{folder.out}: {train} train, {val} val, {test} test clips of {frames} frames\n")
+    return 0
 
 
 if __name__ == "__main__":

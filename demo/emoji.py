@@ -9,14 +9,15 @@ import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 from PIL import Image
 
 from dataset.media.encoded import FORMATS
 from dataset.media.video import sample_frames
 from dataset.prepare.folders import SPLITS, tally, write_records
-from demo.folder import LANGUAGES, Folder, FolderFlags, by_split, fill_folder
+from dataset.prepare.output_folder import OutputFolder
+from demo.folder import LANGUAGES, FolderFlags, by_split, is_complete, train_tokenizer, write_clip
 from utils.commands import call
 from utils.errors import UserError
 from utils.flags import read_by, whole_number
@@ -45,52 +46,6 @@ class Emoji(NamedTuple):
     code: str
     names: dict[str, str]
     content: bytes
-
-
-def build(
-    out: Path,
-    packages: Path,
-    *,
-    side: int = 96,
-    frames: int = 8,
-    vocab_size: int = 800,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> None:
-    """Writes ``out/{train,val,test}.jsonl``, ``out/frames/``, ``out/tokenizer/`` and, last, ``out/emoji.json``.
-
-    An animation with fewer than ``frames`` frames becomes a clip of all its frames. The tokenizer is trained on the English names
-    of the training split.
-
-    Raises:
-        UserError: if a package is missing or damaged, a split would be empty, or ``out`` cannot be used.
-    """
-    archives = [find_package(packages, name).name for name in (*NAME_PACKAGES, ANIMATIONS)]
-    arguments = {"packages": archives, "side": side, "frames": frames, "vocab_size": vocab_size, "making": DATA_VERSION}
-    folder = Folder(out, FACTS, OWNED, arguments, overwrite)
-    if folder.is_complete():
-        return
-    animated, skipped = read_animations(packages, read_names(packages))
-    splits = by_split(animated, lambda emoji: emoji.names["en"], f"animated emoji in {packages}")
-    with (
-        folder.filling() as facts,
-        progress_bar(total=len(animated), quiet=not progress, desc="reading emoji", unit="clip") as bar,
-    ):
-        facts["clips"] = {}
-        facts["vocabulary"] = folder.train_tokenizer([emoji.names["en"] for emoji in splits["train"]], vocab_size)
-        for split, members in splits.items():
-            records = []
-            for emoji in members:
-                bar.update()
-                try:
-                    images = draw_frames(emoji.content, side, frames)
-                except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
-                    skipped["unreadable picture"] += 1
-                    continue
-                video = folder.write_clip(emoji.code, images)
-                records.append({"video": video, "caption": emoji.names, "image_id": emoji.code})
-            facts["clips"][split] = write_records(out / f"{split}.jsonl", records)
-        facts["skipped"] = dict(sorted(skipped.items()))
 
 
 def find_package(folder: Path, name: str) -> Path:
@@ -165,7 +120,8 @@ def is_animated(content: bytes) -> bool:
 
 
 def draw_frames(content: bytes, side: int, frames: int) -> list[Image.Image]:
-    """Draws evenly spaced frames of an animation on a white background."""
+    """Draws evenly spaced frames of an animation on a white background. If the animation has fewer than ``frames`` frames, draws
+    all of them."""
     drawn = []
     with Image.open(io.BytesIO(content), formats=FORMATS) as animation:
         count = int(getattr(animation, "n_frames", 1))
@@ -216,13 +172,33 @@ def emoji(
     Examples:
         python -m demo.emoji --packages packages --out data/emoji
     """
-
-    def summary(facts: dict[str, Any]) -> str:
-        return f"{tally(facts['clips'])} clips; {facts['vocabulary']} word pieces; skipped: {tally(facts['skipped'])}"
-
-    return fill_folder(
-        output, FACTS, build, summary, packages=packages, side=side, frames=frames, vocab_size=vocab_size
-    )
+    archives = [find_package(packages, name).name for name in (*NAME_PACKAGES, ANIMATIONS)]
+    arguments = {"packages": archives, "side": side, "frames": frames, "vocab_size": vocab_size, "making": DATA_VERSION}
+    folder = OutputFolder(output.out, FACTS, arguments, OWNED, output.overwrite)
+    if is_complete(folder):
+        return 0
+    animated, skipped = read_animations(packages, read_names(packages))
+    splits = by_split(animated, lambda item: item.names["en"], f"animated emoji in {packages}")
+    with folder, progress_bar(total=len(animated), desc="reading emoji", unit="clip") as bar:
+        names = [item.names["en"] for item in splits["train"]]
+        vocabulary = train_tokenizer(names, folder.out / "tokenizer", vocab_size)
+        clips = {}
+        for split, members in splits.items():
+            records = []
+            for item in members:
+                bar.update()
+                try:
+                    images = draw_frames(item.content, side, frames)
+                except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+                    skipped["unreadable picture"] += 1
+                    continue
+                video = write_clip(folder.out, item.code, images)
+                records.append({"video": video, "caption": item.names, "image_id": item.code})
+            clips[split] = write_records(folder.out / f"{split}.jsonl", records)
+        reasons = dict(sorted(skipped.items()))
+        folder.close({"clips": clips, "vocabulary": vocabulary, "skipped": reasons})
+    sys.stdout.write(f"{folder.out}: {tally(clips)} clips; {vocabulary} word pieces; skipped: {tally(reasons)}\n")
+    return 0
 
 
 if __name__ == "__main__":

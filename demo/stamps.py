@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.prepare.folders import SPLITS, tally, write_records
+from dataset.prepare.output_folder import OutputFolder
 from demo.cutouts import (
     Cutout,
     PlacedCutout,
@@ -24,7 +25,7 @@ from demo.cutouts import (
     read_cutout,
     resized,
 )
-from demo.folder import LANGUAGES, Folder, FolderFlags, Seed, by_split, fill_folder
+from demo.folder import LANGUAGES, FolderFlags, Seed, by_split, is_complete, train_tokenizer
 from utils.commands import call
 from utils.errors import UserError
 from utils.flags import SEVERAL, read_by, whole_number
@@ -41,53 +42,6 @@ DATA_VERSION = 1
 """Version number, increased when the same arguments give different images or texts."""
 
 logger = logging.getLogger(__name__)
-
-
-def build(
-    out: Path,
-    *,
-    stamps: Path = DEBIAN_FOLDER,
-    seed: int = 0,
-    side: int = 160,
-    regions: int = 2000,
-    languages: Sequence[str] = ("en",),
-    vocab_size: int = 2000,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> None:
-    """Writes ``out/{train,val,test}.jsonl``, ``out/regions_{…}.jsonl``, ``out/images/``, ``out/tokenizer/``, ``out/stamps.json``.
-
-    A region image shows one to four stamps with their boxes. ``seed`` determines the backgrounds and the layout of region images,
-    but not the splits. ``side`` is the longer side of an image. The training split has ``regions`` region images; validation and
-    test each have a tenth of this number.
-
-    Raises:
-        UserError: if stamps are missing, a split would be empty, the tokenizer is too small, or ``out`` cannot be used.
-    """
-    arguments = {
-        "stamps": str(stamps), "seed": seed, "side": side, "regions": regions, "languages": list(languages),
-        "vocab_size": vocab_size, "making": DATA_VERSION,
-    }  # fmt: skip
-    folder = Folder(out, FACTS, OWNED, arguments, overwrite)
-    if folder.is_complete():
-        return
-    usable, skipped = find_stamps(stamps)
-    splits = split_stamps(usable, skipped)
-    numbers = {"train": regions, "val": (regions + 9) // 10, "test": (regions + 9) // 10}
-    total = sum(map(len, splits.values())) + sum(numbers.values())
-    with (
-        folder.filling() as facts,
-        progress_bar(total=total, quiet=not progress, desc="placing stamps", unit="image") as bar,
-    ):
-        facts |= {"pictures": {}, "regions": {}}
-        texts = [stamp.captions[name] for stamp in splits["train"] for name in languages if name in stamp.captions]
-        facts["vocabulary"] = folder.train_tokenizer(texts, vocab_size)
-        for split, members in splits.items():
-            images = _images(out, split, members, seed, side, bar)
-            facts["pictures"][split] = write_records(out / f"{split}.jsonl", images)
-            placed = _regions(out, split, members, numbers[split], seed, side, bar)
-            facts["regions"][split] = write_records(out / f"regions_{split}.jsonl", placed)
-        facts["skipped"] = dict(sorted(skipped.items()))
 
 
 def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
@@ -234,15 +188,33 @@ def stamps(
     Examples:
         python -m demo.stamps --out data/stamps
     """
-
-    def summary(facts: dict[str, Any]) -> str:
-        return (
-            f"{tally(facts['pictures'])} pictures; {tally(facts['regions'])} region pictures; {facts['vocabulary']} "
-            f"word pieces; skipped: {tally(facts['skipped'])}"
-        )
-
-    arguments = {"stamps": stamps, "seed": seed, "side": side, "regions": regions, "languages": languages}
-    return fill_folder(output, FACTS, build, summary, **arguments, vocab_size=vocab_size)
+    arguments = {
+        "stamps": str(stamps), "seed": seed, "side": side, "regions": regions, "languages": list(languages),
+        "vocab_size": vocab_size, "making": DATA_VERSION,
+    }  # fmt: skip
+    folder = OutputFolder(output.out, FACTS, arguments, OWNED, output.overwrite)
+    if is_complete(folder):
+        return 0
+    usable, skipped = find_stamps(stamps)
+    splits = split_stamps(usable, skipped)
+    reasons = dict(sorted(skipped.items()))
+    numbers = {"train": regions, "val": (regions + 9) // 10, "test": (regions + 9) // 10}
+    total = sum(map(len, splits.values())) + sum(numbers.values())
+    with folder, progress_bar(total=total, desc="placing stamps", unit="image") as bar:
+        texts = [stamp.captions[name] for stamp in splits["train"] for name in languages if name in stamp.captions]
+        vocabulary = train_tokenizer(texts, folder.out / "tokenizer", vocab_size)
+        for split, members in splits.items():
+            write_records(folder.out / f"{split}.jsonl", _images(folder.out, split, members, seed, side, bar))
+            placed = _regions(folder.out, split, members, numbers[split], seed, side, bar)
+            write_records(folder.out / f"regions_{split}.jsonl", placed)
+        pictures = {split: len(members) for split, members in splits.items()}
+        facts = {"pictures": pictures, "regions": numbers, "vocabulary": vocabulary, "skipped": reasons}
+        folder.close(facts)
+    sys.stdout.write(
+        f"{folder.out}: {tally(pictures)} pictures; {tally(numbers)} region pictures; {vocabulary} word pieces; "
+        f"skipped: {tally(reasons)}\n"
+    )
+    return 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from demo.scenes.build import build
+from demo.folder import FolderFlags
+from demo.scenes.build import scenes
 from tests.devices import DEVICES, PRETEND, as_in_a_run_without_tf32
 from tests.pretend.device import as_accelerator, register
 from tests.pretend.tensor import NAME
@@ -109,7 +110,7 @@ def pretend() -> Iterator[torch.device]:
 def scenes_folder(tmp_path_factory) -> Path:
     """A small scenes data set."""
     out = tmp_path_factory.mktemp("data") / "scenes"
-    build(out, seed=0, train=40, val=8, test=8, size=32)
+    scenes(output=FolderFlags(out=out), seed=0, train=40, val=8, test=8, size=(32, 32))
     return out
 
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from PIL import Image
 
 from dataset.prepare.folders import SPLITS, tally, write_records
-from demo.folder import Folder, FolderFlags, Seed, fill_folder
+from dataset.prepare.output_folder import OutputFolder
+from demo.folder import FolderFlags, Seed, is_complete
 from demo.real.collect import CUTOUT_SOURCES, HELD_OUT, collect
 from demo.real.records import composite_records, map_records, name_of, single_records
 from utils.commands import call
@@ -31,61 +32,6 @@ cut-outs with only their names, for captioning. ``test_stamps.jsonl`` and simila
 
 DATA_VERSION = 3
 """Version number, increased when the same arguments give different images or texts."""
-
-
-def build(
-    out: Path,
-    packages: Path,
-    *,
-    seed: int = 0,
-    side: int = 224,
-    composites: int = 4000,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> None:
-    """Writes the files :data:`FILES`, ``out/images/`` and, last, ``out/real.json`` with all counts.
-
-    ``seed`` determines the layout and the backgrounds of composites, but not the splits. ``side`` is the longer side of images
-    other than maps. The training split has ``composites`` composites; validation and test each have a tenth of this number.
-
-    Raises:
-        UserError: if a package is missing or damaged, a split of a source would be empty, or ``out`` cannot be used.
-    """
-    arguments = {
-        "packages": str(packages),
-        "seed": seed,
-        "side": side,
-        "composites": composites,
-        "making": DATA_VERSION,
-    }
-    folder = Folder(out, FACTS, (*FILES, "images"), arguments, overwrite)
-    if folder.is_complete():
-        return
-    collection = collect(packages)
-    for split in SPLITS:
-        for source, members in (*collection.cutouts[split].items(), ("maps", collection.maps[split])):
-            if not members:
-                raise UserError(
-                    f"no usable pictures of {source} remain for {split}", where=packages, remedy="use complete packages"
-                )
-    numbers = {"train": composites, "val": (composites + 9) // 10, "test": (composites + 9) // 10}
-    total = sum(numbers.values()) + sum(map(len, collection.maps.values()))
-    total += sum(len(members) for sources in collection.cutouts.values() for members in sources.values())
-    with (
-        folder.filling() as facts,
-        progress_bar(total=total, quiet=not progress, desc="drawing", unit="image") as bar,
-    ):
-        for split, sources in collection.cutouts.items():
-            composed = composite_records(out, split, sources, numbers[split], seed, side, bar)
-            drawn = map_records(out, split, collection.maps[split], bar)
-            facts[split] = {
-                **_write_singles(out, split, sources, side, bar),
-                "composites": write_records(out / f"regions_{split}_composites.jsonl", composed),
-                "maps": write_records(out / f"regions_{split}_maps.jsonl", drawn),
-                "divisions of maps": sum(len(found.divisions) for found in collection.maps[split]),
-            }
-        facts["skipped"] = {source: dict(sorted((+reasons).items())) for source, reasons in collection.skipped.items()}
-        facts["common"] = collection.common
 
 
 def _write_singles(out: Path, split: str, sources: Mapping[str, Sequence[Any]], side: int, bar: Any) -> dict[str, int]:
@@ -143,14 +89,39 @@ def real(
     """
     # Open Clip Art has pictures of 169 million pixels. They are skipped as too large, but Pillow warns about each of them.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-
-    def summary(facts: dict[str, Any]) -> str:
-        counts = "; ".join(f"{split}: {tally(facts[split])}" for split in SPLITS)
-        skipped = sum(sum(reasons.values()) for reasons in facts["skipped"].values())
-        return f"{counts}; {skipped} skipped, by source and reason in {FACTS}"
-
-    arguments = {"packages": packages, "seed": seed, "side": side, "composites": composites}
-    return fill_folder(output, FACTS, build, summary, **arguments)
+    arguments = {
+        "packages": str(packages), "seed": seed, "side": side, "composites": composites, "making": DATA_VERSION,
+    }  # fmt: skip
+    folder = OutputFolder(output.out, FACTS, arguments, (*FILES, "images"), output.overwrite)
+    if is_complete(folder):
+        return 0
+    collection = collect(packages)
+    for split in SPLITS:
+        for source, members in (*collection.cutouts[split].items(), ("maps", collection.maps[split])):
+            if not members:
+                raise UserError(
+                    f"no usable pictures of {source} remain for {split}", where=packages, remedy="use complete packages"
+                )
+    numbers = {"train": composites, "val": (composites + 9) // 10, "test": (composites + 9) // 10}
+    total = sum(numbers.values()) + sum(map(len, collection.maps.values()))
+    total += sum(len(members) for sources in collection.cutouts.values() for members in sources.values())
+    with folder, progress_bar(total=total, desc="drawing", unit="image") as bar:
+        written = {}
+        for split, sources in collection.cutouts.items():
+            composed = composite_records(folder.out, split, sources, numbers[split], seed, side, bar)
+            drawn = map_records(folder.out, split, collection.maps[split], bar)
+            written[split] = {
+                **_write_singles(folder.out, split, sources, side, bar),
+                "composites": write_records(folder.out / f"regions_{split}_composites.jsonl", composed),
+                "maps": write_records(folder.out / f"regions_{split}_maps.jsonl", drawn),
+                "divisions of maps": sum(len(found.divisions) for found in collection.maps[split]),
+            }
+        skipped = {source: dict(sorted((+reasons).items())) for source, reasons in collection.skipped.items()}
+        folder.close({**written, "skipped": skipped, "common": collection.common})
+    made = "; ".join(f"{split}: {tally(counts)}" for split, counts in written.items())
+    left_out = sum(sum(reasons.values()) for reasons in skipped.values())
+    sys.stdout.write(f"{folder.out}: {made}; {left_out} skipped, by source and reason in {FACTS}\n")
+    return 0
 
 
 if __name__ == "__main__":

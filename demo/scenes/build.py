@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
 
 from dataset.prepare.folders import SPLITS, write_records
-from demo.folder import Folder
+from dataset.prepare.output_folder import OutputFolder
+from demo.folder import FolderFlags, Seed, is_complete, train_tokenizer
 from demo.scenes.compose import compose_scene
 from demo.scenes.describe import looks_of
 from demo.scenes.draw import draw_scene
@@ -23,6 +26,7 @@ from demo.scenes.records import TASKS, Record, other_image, records_of, statemen
 from demo.scenes.statements import ImageLooks, statement_sets
 from utils.cores import usable_cores
 from utils.files import write_text
+from utils.flags import WrongValueError, read_by, whole_number
 from utils.progress import progress_bar
 
 FACTS = "scenes.json"
@@ -51,69 +55,94 @@ SceneRecords = tuple[dict[str, list[Record]], ImageLooks]
 """The records of a scene by task, and the looks of its objects."""
 
 
-def build(
-    out: Path,
+def _size(text: str) -> tuple[int, int]:
+    side = whole_number(32, 1024)
+    width, cross, height = text.lower().partition("x")
+    try:
+        return side(width), side(height if cross else width)
+    except WrongValueError:
+        fact = f"{text!r} is not a size from 32 to 1,024"
+        raise WrongValueError(f"{fact}; use 64, or 96x64 for width x height") from None
+
+
+Size = Annotated[tuple[int, int], read_by(_size, n_tokens=1, accepts_keys=False, metavar="SIZE", show_default="64")]
+Split = Annotated[int, read_by(whole_number(1, 10_000))]
+
+
+def scenes(
     *,
-    seed: int,
-    train: int,
-    val: int,
-    test: int,
-    size: int | tuple[int, int],
+    output: FolderFlags,
+    seed: Seed = 0,
+    train: Annotated[int, read_by(whole_number(1, 1_000_000))] = 6000,
+    val: Split = 200,
+    test: Split = 200,
+    size: Size = (64, 64),
     long: bool = False,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> None:
-    """Writes images of ``size`` (a side, or width and height), and a file of records for each split and task.
+) -> int:
+    """Draw the scenes data set.
 
-    ``vqa_answers.json`` has the answers of the training split, most frequent first. ``tokenizer/`` is trained on the English
-    texts of the training split, and ``tokenizer_multilingual/`` on its captions in all languages. If ``long``, each scene also
-    has a long caption.
+    Args:
+        seed: seed of the content of the scenes.
+        train: number of training scenes.
+        val: number of validation scenes.
+        test: number of test scenes.
+        size: size of an image in pixels: 64, or 96x64 for width x height.
+        long: also write a long description of each scene (long_caption in the records for pre-training).
 
-    Raises:
-        UserError: if the folder was made with different arguments, contains files that this command did not write, or cannot be
-            written.
-        ValueError: if a seed, number or size is out of range.
+    Examples:
+        python -m demo.scenes --out data/scenes
     """
-    width, height = (size, size) if isinstance(size, int) else size
+    started = time.monotonic()
+    width, height = size
     counts = {"train": train, "val": val, "test": test}
     arguments = {"seed": seed, **counts, "size": [width, height], "drawing": DATA_VERSION} | (
         {"long": True} if long else {}
     )
-    folder = Folder(out, FACTS, OWNED, arguments, overwrite)
-    if folder.is_complete():
-        return
-    with (
-        folder.filling() as facts,
-        progress_bar(total=sum(counts.values()), quiet=not progress, desc="drawing scenes", unit="scene") as bar,
-    ):
-        facts |= {name: {} for name in ("objects", "relations", "sentences", "referring", "sets", "pairs", "questions")}
+    folder = OutputFolder(output.out, FACTS, arguments, OWNED, output.overwrite)
+    if is_complete(folder):
+        return 0
+    with folder, progress_bar(total=sum(counts.values()), desc="drawing scenes", unit="scene") as bar:
+        facts: dict[str, Any] = {
+            name: {} for name in ("objects", "relations", "sentences", "referring", "sets", "pairs", "questions")
+        }
         for split, count in counts.items():
             images: list[ImageLooks] = []
-            for looks in _write_scenes(out, seed, split, count, (width, height), long=long):
+            for looks in _write_scenes(folder.out, seed, split, count, size, long=long):
                 images.append(looks)
                 bar.update()
             statements = list(statement_sets(seed, split, images, count // 3 if split == "train" else count))
             examples = (record for stated in statements for record in statement_records(split, stated))
-            write_records(out / f"nlvr_{split}.jsonl", examples)
-            for name, number in _facts(out, split).items():
+            write_records(folder.out / f"nlvr_{split}.jsonl", examples)
+            for name, number in _facts(folder.out, split).items():
                 facts[name][split] = number
-        facts |= _train_tokenizers(folder)
+        facts |= _train_tokenizers(folder.out)
+        folder.close(facts)
+    sys.stdout.write(
+        f"{folder.out}: {train} train, {val} val, {test} test scenes of {width}x{height} pixels; "
+        f"{sum(facts['objects'].values())} objects, {sum(facts['relations'].values())} relational phrases, "
+        f"{sum(facts['sentences'].values())} statements about two pictures, "
+        f"{sum(sum(grains.values()) for grains in facts['referring'].values())} referring phrases, "
+        f"{sum(facts['questions'].values())} questions, {facts['vocabulary']} word pieces; "
+        f"{time.monotonic() - started:.0f} s\n"
+    )
+    return 0
 
 
-def _train_tokenizers(folder: Folder) -> dict[str, int]:
-    """Trains the tokenizers on the texts and answers of the training split, and writes the list of answers.
+def _train_tokenizers(out: Path) -> dict[str, int]:
+    """Writes the answers of the training split, most frequent first, and trains both tokenizers on that split: one on the English
+    texts, and one on the captions in all languages.
 
     Returns the sizes of the vocabularies, for the facts.
     """
-    answers = Counter(record["answer"][0] for record in _read(folder.out, "vqa_train"))
+    answers = Counter(record["answer"][0] for record in _read(out, "vqa_train"))
     by_frequency = sorted(answers, key=lambda answer: (-answers[answer], answer))
-    write_text(folder.out / ANSWERS, json.dumps(by_frequency, ensure_ascii=False) + "\n")
-    english = {text for task in ENGLISH for record in _read(folder.out, f"{task}train") for text in texts_of(record)}
-    translated = {text for record in _read(folder.out, "multilingual_train") for text in texts_of(record)}
+    write_text(out / ANSWERS, json.dumps(by_frequency, ensure_ascii=False) + "\n")
+    english = {text for task in ENGLISH for record in _read(out, f"{task}train") for text in texts_of(record)}
+    translated = {text for record in _read(out, "multilingual_train") for text in texts_of(record)}
     return {
-        "vocabulary": folder.train_tokenizer(sorted(english | answers.keys()), VOCABULARY_LIMIT),
-        "multilingual vocabulary": folder.train_tokenizer(
-            sorted(translated), MULTILINGUAL_LIMIT, "tokenizer_multilingual"
+        "vocabulary": train_tokenizer(sorted(english | answers.keys()), out / "tokenizer", VOCABULARY_LIMIT),
+        "multilingual vocabulary": train_tokenizer(
+            sorted(translated), out / "tokenizer_multilingual", MULTILINGUAL_LIMIT
         ),
     }
 

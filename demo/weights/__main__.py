@@ -7,15 +7,15 @@ import hashlib
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from batches.texts import Text
+from dataset.prepare.output_folder import OutputFolder
 from dataset.text.loading import load_tokenizer
-from demo.folder import Folder, FolderFlags, fill_folder
+from demo.folder import FolderFlags, is_complete
 from demo.weights.text import SENTENCES, package_states, write_text_folder
 from demo.weights.vision import VisionGraph, read_graph, run_graph, to_timm
 from models.checkpoints import initialise
@@ -38,36 +38,6 @@ VISION_FILE, TEXT_FOLDER = "vision.safetensors", "text"
 BACKBONE = "vit_small_patch14_dinov2"
 TOLERANCE = 1e-4
 """Maximum difference from the outputs of the packages, whose magnitude is about 1 to 10."""
-
-
-def build(out: Path, *, packages: Path | None = None, overwrite: bool = False, progress: bool = False) -> None:
-    """Writes ``out/vision.safetensors``, ``out/text/`` and, last, ``out/weights.json``, which lists the sources of the weights
-    and the differences from the packages' outputs.
-
-    Raises:
-        UserError: if a package is missing or has a different format, an output differs, or ``out`` cannot be used.
-    """
-    sources = {
-        VISION_PACKAGE: find_package(VISION_PACKAGE, packages) / VISION_SOURCE,
-        TEXT_PACKAGE: find_package(TEXT_PACKAGE, packages) / TEXT_SOURCE,
-    }
-    digests = {name: file_digest(path) for name, path in sources.items()}
-    folder = Folder(out, FACTS, (VISION_FILE, TEXT_FOLDER), {"sha256": digests}, overwrite)
-    if folder.is_complete():
-        return
-    graph = read_graph(sources[VISION_PACKAGE])
-    with folder.filling() as facts:
-        about = {
-            "backbone": BACKBONE,
-            **graph.sizes,
-            "source_sha256": digests[VISION_PACKAGE],
-            **PUBLISHED_PIXELS,
-            "pixels": "CLIP's statistics: the change from ImageNet's is folded into patch_embed.proj",
-        }
-        save_weights(out / VISION_FILE, to_timm(graph), about)
-        write_text_folder(sources[TEXT_PACKAGE].parent, out / TEXT_FOLDER)
-        facts["release"] = {name: release_of(name, digest) for name, digest in digests.items()}
-        facts["difference"] = compare(out, graph, sources[TEXT_PACKAGE].parent)
 
 
 def find_package(name: str, packages: Path | None) -> Path:
@@ -194,15 +164,31 @@ def weights(*, output: FolderFlags, packages: Path | None = None) -> int:
     Examples:
         python -m demo.weights --out data/weights
     """
-
-    def summary(facts: dict[str, Any]) -> str:
-        parts = {"vision": (VISION_PACKAGE, "onnxruntime"), "text": (TEXT_PACKAGE, "the package's encoder")}
-        return "; ".join(
-            f"{part} from {facts['release'][package]}, at most {facts['difference'][part]:.1e} from {reference}"
-            for part, (package, reference) in parts.items()
-        )
-
-    return fill_folder(output, FACTS, build, summary, packages=packages)
+    vision_source = find_package(VISION_PACKAGE, packages) / VISION_SOURCE
+    text_source = find_package(TEXT_PACKAGE, packages) / TEXT_SOURCE
+    digests = {VISION_PACKAGE: file_digest(vision_source), TEXT_PACKAGE: file_digest(text_source)}
+    folder = OutputFolder(output.out, FACTS, {"sha256": digests}, (VISION_FILE, TEXT_FOLDER), output.overwrite)
+    if is_complete(folder):
+        return 0
+    graph = read_graph(vision_source)
+    with folder:
+        about = {
+            "backbone": BACKBONE,
+            **graph.sizes,
+            "source_sha256": digests[VISION_PACKAGE],
+            **PUBLISHED_PIXELS,
+            "pixels": "CLIP's statistics: the change from ImageNet's is folded into patch_embed.proj",
+        }
+        save_weights(folder.out / VISION_FILE, to_timm(graph), about)
+        write_text_folder(text_source.parent, folder.out / TEXT_FOLDER)
+        release = {name: release_of(name, digest) for name, digest in digests.items()}
+        difference = compare(folder.out, graph, text_source.parent)
+        folder.close({"release": release, "difference": difference})
+    sys.stdout.write(
+        f"{folder.out}: vision from {release[VISION_PACKAGE]}, at most {difference['vision']:.1e} from onnxruntime; "
+        f"text from {release[TEXT_PACKAGE]}, at most {difference['text']:.1e} from the package's encoder\n"
+    )
+    return 0
 
 
 if __name__ == "__main__":

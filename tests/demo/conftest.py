@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.scenes.build import build
+from demo.folder import FolderFlags
+from demo.scenes.build import scenes
 from tests.demo.scene_texts import COUNTS
 
 
@@ -14,5 +15,5 @@ from tests.demo.scene_texts import COUNTS
 def folder(tmp_path_factory) -> Path:
     """A built folder of scenes."""
     out = tmp_path_factory.mktemp("scenes")
-    build(out, seed=0, **COUNTS, size=64)
+    scenes(output=FolderFlags(out=out), seed=0, **COUNTS)
     return out

@@ -16,7 +16,8 @@ from dataset.formats.captioned import read_captioned_images
 from dataset.media.encoded import pixels_of
 from dataset.media.video import read_frames
 from dataset.tasks.video_qa import read_classes, read_video_questions
-from demo.clips import DIRECTIONS, build, caption, compose_clip, question
+from demo.clips import DIRECTIONS, caption, clips, compose_clip, question
+from demo.folder import FolderFlags
 from demo.scenes.draw import draw_scene
 from utils.errors import UserError
 
@@ -60,7 +61,7 @@ def test_all_directions_are_equally_likely_and_a_reversed_clip_is_plausible():
 
 
 def test_frames_are_images_of_their_scenes(tmp_path):
-    build(tmp_path, train=1, val=1, test=1)
+    clips(output=FolderFlags(out=tmp_path), train=1, val=1, test=1)
     encoded = json.loads((tmp_path / "frames/train/000000.json").read_text())
     drawn = [draw_scene(scene) for scene in CLIPS[0].frames]
     for frame, expected in zip(encoded, drawn, strict=True):
@@ -70,7 +71,7 @@ def test_frames_are_images_of_their_scenes(tmp_path):
 
 
 def test_a_folder_of_clips_can_be_used_for_retrieval_and_questions(tmp_path):
-    build(tmp_path / "clips", train=6, val=2, test=3, size=32, frames=3)
+    clips(output=FolderFlags(out=tmp_path / "clips"), train=6, val=2, test=3, size=32, frames=3)
     facts = json.loads((tmp_path / "clips/clips.json").read_text())
     assert facts["directions"]["train"].keys() <= set(DIRECTIONS)
     items = read_captioned_images(
@@ -84,9 +85,9 @@ def test_a_folder_of_clips_can_be_used_for_retrieval_and_questions(tmp_path):
     classes = read_classes(str(tmp_path / "clips/answers.json"), "evaluation.answers", 4)
     assert {item.answers[0] for item in questions} <= set(classes)
     again = tmp_path / "again"
-    build(again, train=6, val=2, test=3, size=32, frames=3)
+    clips(output=FolderFlags(out=again), train=6, val=2, test=3, size=32, frames=3)
     for name in ("retrieval_train.jsonl", "frames/test/000002.json"):
         assert (again / name).read_bytes() == (tmp_path / "clips" / name).read_bytes()
     assert json.loads((again / "clips.json").read_text()) == facts
     with pytest.raises(UserError, match="frames=3, not 4"):
-        build(again, train=6, val=2, test=3, size=32, frames=4)
+        clips(output=FolderFlags(out=again), train=6, val=2, test=3, size=32, frames=4)

@@ -17,7 +17,7 @@ from dataset.media.encoded import pixels_of
 from dataset.media.video import read_frames
 from dataset.prepare.folders import split_by_hash
 from demo import emoji
-from demo.folder import LANGUAGES
+from demo.folder import LANGUAGES, FolderFlags
 from tests.demo.scene_texts import read
 from tests.messages import naming
 from utils.errors import UserError
@@ -80,7 +80,7 @@ def packages(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def built(packages, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("built") / "emoji"
-    emoji.build(out, packages, side=24, frames=3, vocab_size=200)
+    emoji.emoji(output=FolderFlags(out=out), packages=packages, side=24, frames=3, vocab_size=200)
     return out
 
 
@@ -121,22 +121,22 @@ def test_transparent_pixels_become_white():
 
 def test_missing_or_damaged_packages_are_reported_in_one_line(packages, tmp_path):
     with pytest.raises(UserError, match=naming("cldr-annotations-full-*.tgz", "npm pack cldr-annotations-full")):
-        emoji.build(tmp_path / "out", tmp_path)
+        emoji.emoji(output=FolderFlags(out=tmp_path / "out"), packages=tmp_path)
     for path in packages.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     name = "lobehub-fluent-emoji-anim-1-1.0.0.tgz"
     (tmp_path / name).write_bytes((packages / name).read_bytes()[:500])
     with pytest.raises(UserError, match=r"anim-1-1.0.0.tgz: not a complete package"):
-        emoji.build(tmp_path / "out", tmp_path)
+        emoji.emoji(output=FolderFlags(out=tmp_path / "out"), packages=tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=r"run `npm pack @lobehub/fluent-emoji-anim-1`"):
-        emoji.build(tmp_path / "out", tmp_path)
+        emoji.emoji(output=FolderFlags(out=tmp_path / "out"), packages=tmp_path)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_built_with_other_arguments_is_kept(built, packages):
     before = (built / "train.jsonl").stat().st_mtime_ns
-    emoji.build(built, packages, side=24, frames=3, vocab_size=200)
+    emoji.emoji(output=FolderFlags(out=built), packages=packages, side=24, frames=3, vocab_size=200)
     assert (built / "train.jsonl").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=naming("frames=3", "4")):
-        emoji.build(built, packages, side=24, frames=4, vocab_size=200)
+        emoji.emoji(output=FolderFlags(out=built), packages=packages, side=24, frames=4, vocab_size=200)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dataset.prepare.folders import split_by_hash
 from demo.cutouts import UnusableCutoutError
+from demo.folder import FolderFlags
 from demo.real import __main__ as command
 from demo.real import clipart, concepts, duplicates, maps
 from demo.real.concepts import MAX_CONTAINING, ConceptSplit, concept_of, leaks
@@ -57,7 +58,7 @@ def packages(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def built(packages, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("built") / "out"
-    command.build(out, packages, side=64, composites=20)
+    command.real(output=FolderFlags(out=out), packages=packages, side=64, composites=20)
     return out
 
 
@@ -168,7 +169,7 @@ def test_composites_use_cutouts_of_their_split_from_all_sources(built):
 
 
 def test_the_same_arguments_give_the_same_records(built, packages, tmp_path):
-    command.build(tmp_path / "again", packages, side=64, composites=20)
+    command.real(output=FolderFlags(out=tmp_path / "again"), packages=packages, side=64, composites=20)
     for name in command.FILES:
         assert (built / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
@@ -186,7 +187,7 @@ def test_a_missing_package_is_reported_in_one_line_with_the_remedy(packages, tmp
     assert "kgeography contains no map: apt install kgeography-data" in error and error.count("\n") == 1
     (tmp_path / "emoji-datasource-google-16.0.0.tgz").unlink()
     with pytest.raises(UserError, match="run `npm pack emoji-datasource-google` there"):
-        command.build(tmp_path / "out", tmp_path)
+        command.real(output=FolderFlags(out=tmp_path / "out"), packages=tmp_path)
     assert not (tmp_path / "out").exists()
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.scenes import __main__ as command
-from demo.scenes.build import build
+from demo.folder import FolderFlags
+from demo.scenes.build import scenes
 from demo.scenes.captions import MAX_PIECES, captions_by_language, pieces
 from demo.scenes.compose import compose_scene, split_of
 from demo.scenes.describe import MARGIN, describe_scene, looks_of
@@ -259,8 +259,8 @@ def test_compose_names_the_argument_out_of_range(arguments, message):
         compose_scene(*arguments)
 
 
-def _build(out, **changes):
-    build(out, **{"seed": 0, "train": 12, "val": 3, "test": 3, "size": 64, **changes})
+def _build(out, overwrite=False, **changes):
+    scenes(output=FolderFlags(out=out, overwrite=overwrite), **{"train": 12, "val": 3, "test": 3, **changes})
 
 
 def test_a_built_folder_holds_the_records_the_images_and_the_facts(folder):
@@ -316,7 +316,7 @@ def test_files_of_another_origin_are_never_removed(tmp_path):
 )
 def test_a_wrong_flag_is_reported_in_one_line_with_status_2(flags, message, tmp_path, monkeypatch, capsys):
     argv = ["--out", str(tmp_path / "out"), *flags]
-    assert call(command.scenes, argv, "python -m demo.scenes") == 2
+    assert call(scenes, argv, "python -m demo.scenes") == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -326,5 +326,5 @@ def test_a_wrong_flag_is_reported_in_one_line_with_status_2(flags, message, tmp_
 def test_a_folder_that_cannot_be_created_is_reported_in_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("", encoding="utf-8")
     argv = ["--out", str(tmp_path / "file" / "out")]
-    assert call(command.scenes, argv, "python -m demo.scenes") == 2
+    assert call(scenes, argv, "python -m demo.scenes") == 2
     assert "cannot be written" in capsys.readouterr().err

@@ -9,8 +9,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from dataset.text.processors import mentions_side
+from demo.folder import FolderFlags
 from demo.scenes import statements
-from demo.scenes.build import build
+from demo.scenes.build import scenes
 from demo.scenes.compose import compose_scene
 from demo.scenes.describe import describe_scene, looks_of, refer_in_scene
 from demo.scenes.records import referring_records
@@ -292,12 +293,12 @@ def test_the_facts_count_statements_phrases_and_questions(folder):
 def test_the_same_arguments_give_the_same_files_and_overwriting_removes_old_ones(folder, tmp_path):
     counts = {"train": 12, "val": 4, "test": 4}
     for name in ("a", "b"):
-        build(tmp_path / name, seed=2, **counts, size=64)
+        scenes(output=FolderFlags(out=tmp_path / name), seed=2, **counts)
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert names == {path.name for path in folder.iterdir()}
     assert {f"{task}_{split}.jsonl" for task in ("retrieval", "nlvr", "refer", "vqa") for split in COUNTS} < names
     for name in names - {"images", "tokenizer", "tokenizer_multilingual"}:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    build(tmp_path / "a", seed=2, train=1, val=1, test=1, size=64, overwrite=True)
+    scenes(output=FolderFlags(out=tmp_path / "a", overwrite=True), seed=2, train=1, val=1, test=1)
     assert read(tmp_path / "a", "nlvr_train") == []
     assert len(read(tmp_path / "a", "retrieval_train")) == 1

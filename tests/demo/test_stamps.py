@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo import stamps as command
 from demo.cutouts import joined_captions, place_cutouts
-from demo.stamps import build, caption_key, find_stamps, read_captions, split_stamps
+from demo.folder import FolderFlags
+from demo.stamps import caption_key, find_stamps, read_captions, split_stamps, stamps
 from tests.demo.scene_texts import read
 from tests.messages import naming
 from utils.commands import call
@@ -55,7 +55,7 @@ def package(tmp_path_factory):
 @pytest.fixture(scope="module")
 def built(package, tmp_path_factory):
     out = tmp_path_factory.mktemp("built")
-    build(out, stamps=package, regions=30, side=96, vocab_size=200)
+    stamps(output=FolderFlags(out=out), stamps=package, regions=30, side=96, vocab_size=200)
     return out
 
 
@@ -150,8 +150,8 @@ def test_captions_are_joined_in_the_languages_that_all_of_them_have():
 
 
 def test_the_same_arguments_give_the_same_records_and_another_seed_does_not_move_a_split(package, built, tmp_path):
-    build(tmp_path / "again", stamps=package, regions=30, side=96, vocab_size=200)
-    build(tmp_path / "other", stamps=package, regions=30, side=96, vocab_size=200, seed=1)
+    stamps(output=FolderFlags(out=tmp_path / "again"), stamps=package, regions=30, side=96, vocab_size=200)
+    stamps(output=FolderFlags(out=tmp_path / "other"), stamps=package, regions=30, side=96, vocab_size=200, seed=1)
     for name in ("train.jsonl", "regions_test.jsonl", "tokenizer/tokenizer.json"):
         assert (built / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert (built / "test.jsonl").read_bytes() == (tmp_path / "other" / "test.jsonl").read_bytes()
@@ -160,12 +160,12 @@ def test_the_same_arguments_give_the_same_records_and_another_seed_does_not_move
 
 def test_other_arguments_are_rejected(package, built):
     with pytest.raises(UserError, match=naming("side=96", "64")):
-        build(built, stamps=package, regions=30, side=64, vocab_size=200)
+        stamps(output=FolderFlags(out=built), stamps=package, regions=30, side=64, vocab_size=200)
 
 
 def test_a_missing_package_is_reported_in_one_line_with_the_remedy(tmp_path, monkeypatch, capsys):
     argv = ["--out", str(tmp_path / "out"), "--stamps", str(tmp_path / "none")]
-    assert call(command.stamps, argv, "python -m demo.stamps") == 2
+    assert call(stamps, argv, "python -m demo.stamps") == 2
     error = capsys.readouterr().err
     assert "apt install tuxpaint-stamps-default" in error
     assert error.count("\n") == 1
@@ -175,10 +175,10 @@ def test_a_missing_package_is_reported_in_one_line_with_the_remedy(tmp_path, mon
 def test_the_last_line_reports_skipped_stamps(package, tmp_path, monkeypatch, capsys):
     flags = ["--stamps", str(package), "--regions", "2", "--side", "64", "--vocab-size", "200"]
     argv = ["--out", str(tmp_path / "out"), *flags]
-    assert call(command.stamps, argv, "python -m demo.stamps") == 0
+    assert call(stamps, argv, "python -m demo.stamps") == 0
     closing = capsys.readouterr().out
     assert closing.count("\n") == 1
     assert "1 no text" in closing
     assert "1 unreadable picture" in closing
-    assert call(command.stamps, argv, "python -m demo.stamps") == 0
+    assert call(stamps, argv, "python -m demo.stamps") == 0
     assert "nothing to do" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from transformers import BertConfig, BertModel
 
 from dataset.prepare.tokenizer import train_wordpiece
 from dataset.text.loading import load_tokenizer
+from demo.folder import FolderFlags
 from demo.weights import __main__ as command
 from demo.weights import vision
 from models.config import PUBLISHED_PIXELS
@@ -135,7 +136,7 @@ def packages(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def built(packages, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("weights") / "out"
-    command.build(out, packages=packages)
+    command.weights(output=FolderFlags(out=out), packages=packages)
     return out
 
 
@@ -190,7 +191,7 @@ def test_different_outputs_stop_the_command(packages, tmp_path, monkeypatch):
 
     monkeypatch.setattr(command, "to_timm", wrong)
     with pytest.raises(UserError, match=naming("vision states", "1.0e-03")):
-        command.build(tmp_path / "out", packages=packages)
+        command.weights(output=FolderFlags(out=tmp_path / "out"), packages=packages)
     assert not (tmp_path / "out" / "weights.json").exists()
 
 
@@ -204,7 +205,7 @@ def test_a_file_that_is_not_a_dinov2_graph_is_reported_in_one_line(packages, tmp
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     with pytest.raises(UserError, match=naming("vit_s_focus.onnx", "ONNX")):
-        command.build(tmp_path / "out", packages=tmp_path)
+        command.weights(output=FolderFlags(out=tmp_path / "out"), packages=tmp_path)
 
 
 def test_a_missing_package_is_reported_in_one_line_with_the_remedy(tmp_path, monkeypatch, capsys):

@@ -18,7 +18,8 @@ import timm
 import torch
 import transformers
 
-from demo.weights.__main__ import FACTS, TEXT_PACKAGE, VISION_PACKAGE, build
+from demo.folder import FolderFlags
+from demo.weights.__main__ import FACTS, TEXT_PACKAGE, VISION_PACKAGE, weights
 from tests.encoders import text, vision
 from tests.encoders.cells import refusal
 from utils.progress import progress_bar
@@ -169,7 +170,7 @@ def real_weights(packages: Path) -> str:
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "weights"
-        build(out, packages=packages)
+        weights(output=FolderFlags(out=out), packages=packages)
         facts = json.loads((out / FACTS).read_text(encoding="utf-8"))
     release, difference = facts["release"], facts["difference"]
     return REAL.format(vision_package=release[VISION_PACKAGE], text_package=release[TEXT_PACKAGE], **difference)

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from demo.scenes.build import build
+from demo.folder import FolderFlags
+from demo.scenes.build import scenes
 from engine.watch import RANKS
 from tests.conftest import tiny_run
 from tests.ranks import CONTEXT, free_port, run_rank
@@ -176,7 +177,7 @@ def pause(pid: int) -> None:
 @pytest.fixture(scope="session")
 def overrides(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("faults") / "scenes"
-    build(folder, seed=0, train=40, val=8, test=8, size=32)
+    scenes(output=FolderFlags(out=folder), seed=0, train=40, val=8, test=8, size=(32, 32))
     return [
         *tiny_run(folder),
         f"train.steps={STEPS}",

@@ -20,7 +20,8 @@ from collections import Counter
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from demo.scenes.build import build
+from demo.folder import FolderFlags
+from demo.scenes.build import scenes
 from engine.checkpoint import CHECKPOINTS, list_checkpoints
 from tests.conftest import tiny_run
 from tests.faults.conftest import Job, lines
@@ -103,7 +104,7 @@ def soak(*, kills: int = 20, minutes: float | None = None, seed: int = 0) -> int
     chance, counts = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        build(root / "scenes", seed=0, train=40, val=8, test=8, size=32)
+        scenes(output=FolderFlags(out=root / "scenes"), seed=0, train=40, val=8, test=8, size=(32, 32))
         overrides = [*tiny_run(root / "scenes"), f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}"]
         overrides += ["train.keep_checkpoints=3", "data.workers=1"]
         with Job(root / "undisturbed", *overrides) as job:

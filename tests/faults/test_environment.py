@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.scenes.build import build
+from demo.folder import FolderFlags
+from demo.scenes.build import scenes
 from tests.conftest import tiny_run
 from tests.messages import OneLine
 from tests.ranks import run_alone
@@ -57,7 +58,7 @@ def run(*arguments: str, command: tuple[str, ...] = ("-m", "tasks.run"), **envir
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("surroundings") / "scenes"
-    build(folder, seed=0, train=12, val=4, test=4, size=32)
+    scenes(output=FolderFlags(out=folder), seed=0, train=12, val=4, test=4, size=(32, 32))
     return [*tiny_run(folder), "train.steps=1", "schedule.warmup_steps=0", "data.cache_index=null"]
 
 

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from demo.scenes.build import build
+from demo.folder import FolderFlags
+from demo.scenes.build import scenes
 from tests.faults.conftest import STEPS, Job, lines, pause
 from tests.messages import OneLine
 from tools.runs.history import read_history
@@ -102,7 +103,7 @@ def test_a_signal_during_the_evaluation_ends_it_and_it_can_be_repeated(tmp_path,
     """Rank 1 is paused while the signal is sent, so that rank 0 cannot finish first. The test split is so large that rank 0 has
     to wait for rank 1."""
     folder = tmp_path / "scenes"
-    build(folder, seed=0, train=4, val=4, test=100, size=32)
+    scenes(output=FolderFlags(out=folder), seed=0, train=4, val=4, test=100, size=(32, 32))
     overrides = [*overrides, f"evaluation.files=[{folder}/test.jsonl]"]
     with Job(tmp_path / "run", *overrides) as job:
         job.wait_until(lambda: "records read" in job.errors)  # the last line of the training

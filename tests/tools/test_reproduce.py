@@ -11,7 +11,8 @@ import pytest
 
 from commands import reproduce as command
 from dataset.prepare.catalogue import SETS
-from demo.scenes.build import build
+from demo.folder import FolderFlags
+from demo.scenes.build import scenes
 from run import main
 from tasks import ROOT
 from tasks.tables import DEMO, read_tables
@@ -368,7 +369,7 @@ def test_cells_run_from_their_files_to_their_results_the_second_with_the_weights
     tmp_path, monkeypatch, capfd
 ):
     """Runs the same commands as a user, with smaller pictures and a single step, which is not the published setting."""
-    build(tmp_path / "data/scenes", seed=0, train=40, val=4, test=4, size=32)
+    scenes(output=FolderFlags(out=tmp_path / "data/scenes"), seed=0, train=40, val=4, test=4, size=(32, 32))
     monkeypatch.chdir(tmp_path)
     model = ["model.vision.image_size=32", "train.steps=1"]
     where = ["--small", "--unchecked", "--output", "out"]
