@@ -8,6 +8,7 @@ import re
 import sys
 import tarfile
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -36,8 +37,16 @@ VARIATION = "\ufe0f"
 DATA_VERSION = 1
 """Version number, increased when the same arguments give different images or texts."""
 
-Names = dict[str, dict[str, str]]
-"""Name of each emoji, by language."""
+
+class Annotation(NamedTuple):
+    """The name and the keywords of an emoji in a language."""
+
+    name: str
+    keywords: tuple[str, ...]
+
+
+Annotations = dict[str, Annotation]
+"""The annotation of each emoji."""
 
 
 class Emoji(NamedTuple):
@@ -63,55 +72,80 @@ def find_package(folder: Path, name: str) -> Path:
     return archives[-1]
 
 
-def read_names(packages: Path) -> Names:
-    """Reads the names by language from both CLDR packages.
+def read_annotations(packages: Path, languages: Sequence[str]) -> dict[str, Annotations]:
+    """Reads the annotations in each language from both CLDR packages.
 
     Raises:
         UserError: if a package is missing or damaged.
     """
-    names: Names = {language: {} for language in LANGUAGES}
+    annotations: dict[str, Annotations] = {language: {} for language in languages}
     for package, inside in NAME_PACKAGES.items():
         path = find_package(packages, package)
         try:
             with tarfile.open(path) as tar:
-                for language in LANGUAGES:
+                for language in languages:
                     member = tar.extractfile(f"package/{inside}/{language}/annotations.json")
                     assert member is not None
                     for sign, annotation in json.load(member)[inside]["annotations"].items():
                         if annotation.get("tts") and annotation["tts"][0]:
-                            names[language][sign] = annotation["tts"][0]
+                            name, keywords = annotation["tts"][0], tuple(annotation.get("default", []))
+                            annotations[language][sign] = Annotation(name, keywords)
         except (OSError, KeyError, ValueError, TypeError, EOFError, AssertionError, tarfile.TarError) as error:
             raise UserError(
                 f"not a complete package of CLDR's names ({error})", where=path, remedy="pack it again"
             ) from None
-    return names
+    return annotations
 
 
-def read_animations(packages: Path, names: Names) -> tuple[list[Emoji], Counter[str]]:
-    """Reads the animated emoji with an English name, sorted by code points, and counts the skipped emoji by reason.
+def annotation_of(sign: str, annotations: Annotations) -> Annotation | None:
+    """Returns the annotation of an emoji, which CLDR may list without its variation selectors."""
+    return annotations.get(sign) or annotations.get(sign.replace(VARIATION, ""))
+
+
+def sign_of(code: str) -> str:
+    """Returns the characters of a file name that consists of hexadecimal code points, or "" for other file names."""
+    try:
+        return "".join(chr(int(point, 16)) for point in code.split("-"))
+    except (ValueError, OverflowError):
+        return ""
+
+
+def read_pictures(path: Path, folder: str, suffix: str) -> Iterator[tuple[str, bytes]]:
+    """Yields the file name without suffix, and the content, of each picture in a folder of a package.
 
     Raises:
-        UserError: if the package is missing or damaged.
+        UserError: if the package is damaged.
     """
-    path = find_package(packages, ANIMATIONS)
-    animated: list[Emoji] = []
-    skipped: Counter[str] = Counter()
     try:
         with tarfile.open(path) as tar:
             for entry in tar:
-                member = tar.extractfile(entry) if entry.name.endswith(".webp") else None
-                if member is None:
-                    continue
-                emoji = Emoji(Path(entry.name).stem, _names_of(Path(entry.name).stem, names), member.read())
-                if not is_animated(emoji.content):
-                    skipped["still picture"] += 1
-                elif "en" not in emoji.names:
-                    skipped["no name"] += 1
-                else:
-                    animated.append(emoji)
+                if entry.name.startswith(folder) and entry.name.endswith(suffix):
+                    member = tar.extractfile(entry)
+                    if member is not None:
+                        yield Path(entry.name).stem, member.read()
     except (OSError, EOFError, tarfile.TarError) as error:
         raise UserError(f"not a complete package ({error})", where=path, remedy="pack it again") from None
-    return sorted(animated, key=lambda emoji: emoji.code), skipped
+
+
+def read_animations(packages: Path) -> tuple[list[Emoji], Counter[str]]:
+    """Reads the animated emoji with an English name, sorted by code points, and counts the skipped emoji by reason.
+
+    Raises:
+        UserError: if a package is missing or damaged.
+    """
+    annotations = read_annotations(packages, LANGUAGES)
+    animated: list[Emoji] = []
+    skipped: Counter[str] = Counter()
+    for code, content in read_pictures(find_package(packages, ANIMATIONS), "package/", ".webp"):
+        found = {language: annotation_of(sign_of(code), known) for language, known in annotations.items()}
+        names = {language: annotation.name for language, annotation in found.items() if annotation}
+        if not is_animated(content):
+            skipped["still picture"] += 1
+        elif "en" not in names:
+            skipped["no name"] += 1
+        else:
+            animated.append(Emoji(code, names, content))
+    return sorted(animated, key=lambda item: item.code), skipped
 
 
 def is_animated(content: bytes) -> bool:
@@ -132,16 +166,6 @@ def draw_frames(content: bytes, side: int, frames: int) -> list[Image.Image]:
             canvas.alpha_composite(image)
             drawn.append(canvas.convert("RGB"))
     return drawn
-
-
-def _names_of(code: str, names: Names) -> dict[str, str]:
-    try:
-        sign = "".join(chr(int(point, 16)) for point in code.split("-"))
-    except (ValueError, OverflowError):  # the file name is not a list of code points
-        return {}
-    bare = sign.replace(VARIATION, "")
-    by_language = {language: known.get(sign) or known.get(bare) for language, known in names.items()}
-    return {language: name for language, name in by_language.items() if name}
 
 
 def emoji(
@@ -177,7 +201,7 @@ def emoji(
     folder = OutputFolder(output.out, FACTS, arguments, OWNED, output.overwrite)
     if is_complete(folder):
         return 0
-    animated, skipped = read_animations(packages, read_names(packages))
+    animated, skipped = read_animations(packages)
     splits = by_split(animated, lambda item: item.names["en"], f"animated emoji in {packages}")
     with folder, progress_bar(total=len(animated), desc="reading emoji", unit="clip") as bar:
         names = [item.names["en"] for item in splits["train"]]

@@ -11,10 +11,11 @@ import numpy as np
 
 from dataset.prepare.folders import SPLITS
 from demo.cutouts import Cutout, UnusableCutoutError, read_cutout
+from demo.emoji import Annotations
 from demo.real.clipart import read_clipart
 from demo.real.concepts import Concept, ConceptSplit, concept_of, leaks, parts_of
 from demo.real.duplicates import Thumbnails, first_of_each, nearest_duplicates, thumbnail
-from demo.real.emoji import STYLES, Annotations, read_annotations, read_emoji
+from demo.real.emoji import STYLES, read_emoji, read_english
 from demo.real.maps import Map, read_maps
 from demo.stamps import find_stamps
 
@@ -55,7 +56,7 @@ def collect(packages: Path) -> Collection:
         UserError: if a package is missing or damaged.
     """
     share = share_folder_of(packages)
-    annotations = read_annotations(packages)
+    annotations = read_english(packages)
     cutouts: dict[str, list[Cutout]] = {}
     skipped: dict[str, Counter[str]] = {}
     stamps, skipped["stamps"] = find_stamps(share("tuxpaint") / "tuxpaint/stamps")
