@@ -50,7 +50,7 @@ def read_emoji(packages: Path, source: str, annotations: Annotations) -> tuple[l
     emoji: list[Cutout] = []
     skipped: Counter[str] = Counter()
     for code, content in read_pictures(path, folder, suffix):
-        sign = sign_of(code.replace("_", "-"))
+        sign = sign_of(code)
         annotation = annotation_of(sign, annotations)
         if SKIN_TONES & {ord(character) for character in sign}:
             skipped["skin tone"] += 1
