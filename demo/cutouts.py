@@ -4,10 +4,10 @@ background, with exact boxes."""
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -130,6 +130,29 @@ def draw_cutouts(path: Path, rng: np.random.Generator, width: int, height: int, 
         canvas.paste(pixels, (x, y), pixels)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, quality=92)
+
+
+def draw_composite(
+    out: Path,
+    name: str,
+    rng: np.random.Generator,
+    members: Sequence[Cutout],
+    side: int,
+    text_of: Callable[[Mapping[str, str]], Any],
+    **values: Any,
+) -> dict[str, Any]:
+    """Writes ``out/images/{name}.jpg``, a square image of one to four of ``members``, and returns its record with their boxes and
+    with the additional ``values``. ``text_of`` returns the text of a record for a caption by language."""
+    placed = place_cutouts(rng, members, side)
+    record: dict[str, Any] = {"id": name, "image": f"images/{name}.jpg", **values}
+    draw_cutouts(out / record["image"], rng, side, side, placed)
+    whole = joined_captions([cutout.captions for cutout, _, _ in placed])
+    if whole:
+        record["caption"] = text_of(whole)
+    record["elems"] = [
+        {"bb": list(box), "caption": text_of(cutout.captions), "grain": "object"} for cutout, _, box in placed
+    ]
+    return record
 
 
 def joined_captions(captions: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -19,9 +19,8 @@ from demo.cutouts import (
     Cutout,
     PlacedCutout,
     UnusableCutoutError,
+    draw_composite,
     draw_cutouts,
-    joined_captions,
-    place_cutouts,
     read_cutout,
     resized,
 )
@@ -143,18 +142,8 @@ def _regions(
 ) -> Iterator[dict[str, Any]]:
     for number in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), number, 1])
-        placed = place_cutouts(rng, members, side)
-        name = f"regions_{split}/{number:05d}"
-        record: dict[str, Any] = {"id": name, "image": f"images/{name}.jpg"}
-        draw_cutouts(out / record["image"], rng, side, side, placed)
-        whole = joined_captions([stamp.captions for stamp, _, _ in placed])
-        if whole:
-            record["caption"] = whole
-        record["elems"] = [
-            {"bb": list(box), "caption": dict(stamp.captions), "grain": "object"} for stamp, _, box in placed
-        ]
+        yield draw_composite(out, f"regions_{split}/{number:05d}", rng, members, side, text_of=dict)
         bar.update()
-        yield record
 
 
 def stamps(

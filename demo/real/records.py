@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,7 @@ from tqdm import tqdm
 
 from dataset.media.encoded import FORMATS
 from dataset.prepare.folders import SPLITS
-from demo.cutouts import (
-    Cutout,
-    PlacedCutout,
-    draw_cutouts,
-    joined_captions,
-    mean_colour,
-    place_cutouts,
-    read_cutout,
-    resized,
-)
+from demo.cutouts import Cutout, draw_composite, mean_colour, read_cutout, resized
 from demo.real.collect import texts_of
 from demo.real.maps import Map
 
@@ -71,20 +63,9 @@ def composite_records(
     members = balanced(sources)
     for number in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), number])
-        placed = place_cutouts(rng, members, side)
         name = f"{split}/composites/{number:05d}"
-        record: dict[str, Any] = {"id": name, "image": f"images/{name}.jpg", "source": "composites"}
-        draw_cutouts(out / record["image"], rng, side, side, placed)
-        whole = joined_captions([cutout.captions for cutout, _, _ in placed])
-        if whole:
-            record["caption"] = whole["en"]
-        record["elems"] = [_element(item) for item in placed]
+        yield draw_composite(out, name, rng, members, side, text_of=itemgetter("en"), source="composites")
         bar.update()
-        yield record
-
-
-def _element(item: PlacedCutout) -> dict[str, Any]:
-    return {"bb": list(item.box), "caption": item.cutout.captions["en"], "grain": "object"}
 
 
 def balanced(sources: Mapping[str, Sequence[Cutout]]) -> list[Cutout]:
