@@ -18,7 +18,7 @@ from metrics.bootstrap import paired_interval
 from metrics.retrieval import retrieval_recalls
 from models.config import RankingScore
 from models.pretraining.model import PretrainModel
-from tasks.config import EvaluationConfig, PretrainConfig
+from tasks.config import PretrainConfig
 from tasks.inference import evaluating
 from tasks.pretrain_evaluation import PretrainEvaluator
 from utils.commands import call
@@ -62,12 +62,13 @@ def measure(run: Path, split: str) -> Results:
         return cast(Results, read_json(path))
 
     config = load_config(run / CONFIG_FILE, [], PretrainConfig)
+    settings = config.evaluation
+    assert settings is not None, f"without evaluation, a run does not write {EVALUATION_FILE}"
     loaded = load(run)
     network = cast(PretrainModel, loaded.network)
     processor = TextProcessor(loaded.tokenizer, config.data.text)
 
     def evaluator(losses: set[str], **files: list[str]) -> PretrainEvaluator:
-        settings = config.evaluation or EvaluationConfig.model_construct()
         changes = {"files": [], "region_files": [], "validation_files": [], **files}
         return PretrainEvaluator(
             settings.model_copy(update=changes), config.data, network, processor, config.seed, losses

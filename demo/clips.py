@@ -30,7 +30,8 @@ FACTS = "clips.json"
 ANSWERS = "answers.json"
 TASKS = ("retrieval", "questions")
 OWNED = (*(f"{task}_{split}.jsonl" for task in TASKS for split in SPLITS), ANSWERS, "frames")
-"""There is no tokenizer. The clips use the scenes' tokenizer, which splits words that it does not know into letters."""
+"""Files and folders that the command writes. Models for the clips use the scenes' tokenizer, which splits unknown words into
+letters."""
 
 CLIP_PURPOSE = 100
 """Purpose for :func:`demo.scenes.compose.generator_for`. It differs from the purposes that scenes use, so that a clip's random

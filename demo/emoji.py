@@ -89,6 +89,8 @@ def read_annotations(packages: Path, languages: Sequence[str]) -> dict[str, Anno
                     for sign, annotation in json.load(member)[inside]["annotations"].items():
                         if annotation.get("tts") and annotation["tts"][0]:
                             name, keywords = annotation["tts"][0], tuple(annotation.get("default", []))
+                            if not all(isinstance(text, str) for text in (name, *keywords)):
+                                raise TypeError(f"the annotation of {sign!r} contains values that are not text")
                             annotations[language][sign] = Annotation(name, keywords)
         except (OSError, KeyError, ValueError, TypeError, EOFError, AssertionError, tarfile.TarError) as error:
             raise UserError(

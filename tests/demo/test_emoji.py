@@ -134,6 +134,17 @@ def test_missing_or_damaged_packages_are_reported_in_one_line(packages, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("annotation", [{"tts": [3]}, {"tts": ["face"], "default": [3]}])
+def test_annotations_that_are_not_text_are_reported_in_one_line(annotation, packages, tmp_path):
+    for path in packages.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    table = json.dumps({"annotations": {"annotations": {"x": annotation}}}).encode()
+    tables = {f"annotations/{language}/annotations.json": table for language in LANGUAGES}
+    pack(tmp_path / "cldr-annotations-full-48.2.0.tgz", tables)
+    with pytest.raises(UserError, match=naming("cldr-annotations-full-48.2.0.tgz", "'x'", "not text")):
+        emoji.emoji(output=FolderFlags(out=tmp_path / "out"), packages=tmp_path)
+
+
 def test_a_folder_built_with_other_arguments_is_kept(built, packages):
     before = (built / "train.jsonl").stat().st_mtime_ns
     emoji.emoji(output=FolderFlags(out=built), packages=packages, side=24, frames=3, vocab_size=200)
