@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from batches.base import IGNORE, Batch, TokenIds
+from batches.images import Pixels
 from utils.sequences import stack_rows
 
 
@@ -75,7 +76,7 @@ class CaptioningBatch(Batch):
         valid: (N,) bool, True for examples that enter the loss.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     text: LeftToRightText
     references: tuple[tuple[str, ...], ...]
     valid: Tensor

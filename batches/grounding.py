@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from batches.base import Batch
+from batches.images import Pixels
 from batches.texts import Text
 
 
@@ -22,7 +23,7 @@ class GroundingBatch(Batch):
         valid: (N,) bool, True for examples that enter the loss.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     text: Text
     boxes_cxcywh: Tensor
     present: Tensor

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from batches import LONG
 from batches.base import Batch
+from batches.images import Pixels
 from batches.texts import MaskedText, Text
 
 
@@ -50,7 +51,7 @@ class ImageTextBatch:
         hard_negatives: wrong texts for each image.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     text: MaskedText
     valid: Tensor
     long: LongTexts | None = None
@@ -67,7 +68,7 @@ class VideoTextBatch:
         valid: (N,) bool, True for examples that enter the loss.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     text: MaskedText
     valid: Tensor
 
@@ -92,7 +93,7 @@ class RegionBatch:
         hard_negatives: wrong texts for each region.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     image_index: Tensor
     patch_mask: Tensor
     boxes_cxcywh: Tensor

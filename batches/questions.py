@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from batches.base import Batch
+from batches.images import Pixels
 from batches.texts import Text
 
 
@@ -24,7 +25,7 @@ class QuestionBatch(Batch):
         image_of_question: (N,) int64, index of each question's image; if None, question n is about image n.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     text: Text
     answers: Text
     question_of_answer: Tensor
@@ -47,7 +48,7 @@ class ClassifiedBatch(Batch):
         image_of_question: (N,) int64, index of each question's image or video; if None, question n is about image or video n.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     text: Text
     labels: Tensor
     question_of_answer: Tensor

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from batches.base import Batch
+from batches.images import Pixels
 from batches.texts import Text
 
 
@@ -21,7 +22,7 @@ class RetrievalBatch(Batch):
         valid: (N,) bool, True for examples that enter the loss.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     text: Text
     group: Tensor
     valid: Tensor

@@ -18,11 +18,12 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pillow
 
+from batches.images import stack_views
 from benchmarks.harness import Comparison, Rounds
 from benchmarks.loader_rates import CONFIG, FULL, SMALL, Files, print_loaders, print_needs
 from benchmarks.records import write_records, write_videos
 from dataset.config import DataConfig
-from dataset.media.augment import RandAugment, draw_crop, hflip, resize, stack_views
+from dataset.media.augment import RandAugment, draw_crop, hflip, resize
 from dataset.media.encoded import EncodedImage, crop
 from dataset.records.schema import parse_image_record
 from dataset.tasks.pretrain import PretrainBatches
@@ -84,7 +85,7 @@ def time_stages(stream: ImageStream, size: int) -> dict[str, float]:
         laps.lap("RandAugment")
         texts.append(text.encode(caption, rng))
         laps.lap("tokenise and mask")
-    stack_views(views)
+    stack_views(views, size)
     text.collate(texts)
     laps.lap("collate")
     return laps.seconds

@@ -16,6 +16,7 @@ from torch import Tensor
 from batches.texts import Text
 from benchmarks.harness import Comparison, Rounds, print_line, seconds_of, write_results
 from models.config import FusionConfig, PretrainModelConfig, TextArchitecture, TextConfig, VisionConfig
+from models.core.vision import Concepts
 from models.inference.reranking import TextBank
 from models.pretraining.model import PretrainModel
 from utils.commands import call
@@ -60,9 +61,9 @@ def timed_calls(model: PretrainModel) -> Iterator[TimedCall]:
         yield TimedCall(f"text encoder, {count}", methodcaller("text_embeddings", texts(count)))
     with runtime.running():
         one, many = (TextBank.of([runtime.text_states(texts(count))]) for count in (1, 32))
-    images = torch.randn(16, *runtime.state_shape)
+    images = Concepts.of_states(torch.randn(16, *runtime.state_shape))
     yield TimedCall("re-ranker, a text with 16 images", lambda runtime: matched(runtime, images, one))
-    yield TimedCall("re-ranker, an image with 32 texts", lambda runtime: matched(runtime, images[:1], many))
+    yield TimedCall("re-ranker, an image with 32 texts", lambda runtime: matched(runtime, images.each()[0], many))
 
 
 def texts(count: int) -> Text:
@@ -71,10 +72,10 @@ def texts(count: int) -> Text:
     return Text(torch.randint(1, 200, (count, TOKENS)), mask, count * TOKENS)
 
 
-def matched(runtime: Runtime, images: Tensor, bank: TextBank) -> Tensor:
+def matched(runtime: Runtime, images: Concepts, bank: TextBank) -> Tensor:
     """Returns the matching margins of each image with each text."""
     every = torch.arange(bank.texts.packing.count)
-    return torch.stack(runtime.margins(images, [every] * len(images), bank))
+    return torch.stack(runtime.margins(images, [every] * len(images.mean), bank))
 
 
 def running_seconds(run: Callable[[Runtime], Tensor], runtime: Runtime) -> float:

@@ -166,6 +166,7 @@ def _scattered(
 ) -> RegionBatch:
     """Distributes the regions evenly over the images, with boxes of random patches. If ``static``, pads to the maximum number of
     images."""
+    assert isinstance(part.pixels, Tensor)
     images, regions = len(part.pixels), len(part.valid)
     grid, _ = vision.grid
     corner = torch.randint(0, grid, (regions, 2, 2), generator=generator).sort(dim=2).values

@@ -23,7 +23,6 @@ attention) is not counted.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from batches.images import NativeImages, Pixels
 from batches.losses import Work
 from batches.questions import ClassifiedBatch, QuestionBatch
 from optim.lora import UP
@@ -73,9 +73,9 @@ def lengths(mask: Tensor, valid: Tensor) -> Lengths:
     return np.count_nonzero(mask.numpy()[valid.numpy()], axis=1)
 
 
-def frames_of(pixels: Tensor) -> int:
-    """Number of frames per example: 1 for images (I, 3, H, W), F for videos (I, F, 3, H, W)."""
-    return pixels.shape[1] if pixels.dim() == 5 else 1
+def frames_of(pixels: Pixels) -> int:
+    """Number of frames per example: 1 for images, F for videos (I, F, 3, H, W)."""
+    return 1 if isinstance(pixels, NativeImages) or pixels.dim() == 4 else pixels.shape[1]
 
 
 def images_of(batch: QuestionBatch | ClassifiedBatch) -> int:
@@ -126,7 +126,7 @@ class VisionCost:
         video = vision.config.video
         return VisionCost(
             image=vision.vision_backbone.step_flops(),
-            patches=math.prod(vision.grid),
+            patches=vision.vision_backbone.max_patches,
             width=vision.width,
             keeps_frames=video is not None and video.pooling == "tokens",
             trains=trains(vision),

@@ -130,8 +130,8 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         uniforms = np.random.default_rng(self.config.seed).random((len(items.images), decoding.max_length))
 
         def generate(images: list[tuple[int, Tensor]], text: Text) -> Tensor:
-            pixels = torch.stack([image for _, image in images]).to(text.ids.device)
-            image_uniforms = torch.from_numpy(uniforms[[index for index, _ in images]]).float().to(pixels.device)
+            pixels = self.stacked([image for _, image in images])
+            image_uniforms = torch.from_numpy(uniforms[[index for index, _ in images]]).float().to(text.ids.device)
             generated = self.model.generate(self.model.project_images(pixels), self.tokens, decoding, image_uniforms)
             require_finite(generated.score, "log-likelihoods of captions")
             return generated.tokens

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from batches.base import to_device
+from batches.images import Pixels, stack_views
 from batches.texts import Text
 from dataset.media.sources import ImageSource, VideoSource
 from dataset.media.views import EvaluationView
@@ -173,6 +174,10 @@ class FineTuneTask(BaseTask[F, M, B]):
             text = to_device(self.text.encode_plain([text for _, text in batch]), device)
             local.append(forward([images for images, _ in batch], text).cpu().numpy())
         return np.concatenate([rows for rank in distributed.gather_objects(local) for rows in rank])
+
+    def stacked(self, views: Sequence[Tensor]) -> Pixels:
+        """Combines the views of images or videos into a batch on the model's device."""
+        return stack_views(views, self.config.model.vision.image_size).to(device_of(self.model))
 
     def validate(self) -> dict[str, float]:
         """See :class:`engine.task.Task`."""

@@ -73,7 +73,7 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
         """Predicts the box of every phrase, (N, 4)."""
 
         def locate(images: list[Tensor], text: Text) -> Tensor:
-            return self.model.locate(torch.stack(images).to(text.ids.device), text)
+            return self.model.locate(self.stacked(images), text)
 
         return self.outputs(items, _read, locate, "locating")
 
@@ -81,7 +81,7 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
         """Predicts the boxes of every phrase."""
 
         def locate(images: list[Tensor], text: Text) -> Tensor:
-            predictions = self.model.locate_all(torch.stack(images).to(text.ids.device), text)
+            predictions = self.model.locate_all(self.stacked(images), text)
             return torch.cat([predictions.boxes, predictions.logits.sigmoid().unsqueeze(2)], dim=2)
 
         rows = self.outputs(items, _read, locate, "locating")

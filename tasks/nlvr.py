@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from batches.texts import Text
@@ -95,15 +94,16 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
     def _predict(self, items: list[Statement]) -> np.ndarray:
         """Predicts the class of every statement."""
 
-        def classify(images: list[Tensor], text: Text) -> Tensor:
-            pixels = torch.stack(images, dim=1).flatten(0, 1)
-            logits = self.model.classify(pixels.to(text.ids.device), text)
+        def classify(images: list[list[Tensor]], text: Text) -> Tensor:
+            by_place = zip(*images, strict=True)  # the first images, then the second ones
+            pixels = self.stacked([image for each in by_place for image in each])
+            logits = self.model.classify(pixels, text)
             return require_finite(logits, "logits of statements").argmax(dim=1)
 
         return self.outputs(items, _read, classify, "classifying")
 
 
-def _read(view: EvaluationView, max_words: int, items: Sequence[Statement], index: int) -> tuple[Tensor, str]:
-    """Returns the images (K, 3, S, S) and the cleaned sentence."""
+def _read(view: EvaluationView, max_words: int, items: Sequence[Statement], index: int) -> tuple[list[Tensor], str]:
+    """Returns the images, (3, H, W) each, and the cleaned sentence."""
     item = items[index]
-    return torch.stack([view(image) for image in item.images]), cleaned(item.sentence, max_words)
+    return [view(image) for image in item.images], cleaned(item.sentence, max_words)

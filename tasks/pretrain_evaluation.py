@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from batches.base import IGNORE, to_device
+from batches.images import stack_views
 from dataset.config import DataConfig, ImageRecordsConfig
 from dataset.media.video import FrameSampler, check_backend
 from dataset.media.views import EvaluationView
@@ -330,7 +331,8 @@ class PretrainEvaluator:
         ]
 
     def _encode_images(self, records: Sequence[HeldOutRecord]) -> Concepts:
-        return self.model.vision(torch.stack([record.pixels for record in records]).to(self.device))
+        pixels = stack_views([record.pixels for record in records], self.model.config.vision.image_size)
+        return self.model.vision(pixels.to(self.device))
 
     def _encode_texts(self, texts: Sequence[str]) -> PackedTexts:
         return self.model.text([to_device(self.processor.encode_plain(texts), self.device)])[0]

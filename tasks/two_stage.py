@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from batches.base import to_device
+from batches.images import Grid, stack_views
 from batches.texts import Text
 from metrics.retrieval import NO_MATCH, RECALL_AT, ranks_of_first_match
 from models.config import RankingScore
@@ -151,25 +152,28 @@ class TwoStageRetrieval:
             texts: T cleaned texts.
         """
         with tempfile.TemporaryFile() as states:
-            image_embed = self._encode_images(image_count, read, states)
+            image_embed, grids = self._encode_images(image_count, read, states)
             bank, text_embed = self._encode_texts(texts)
             cosine = Stage(self._nearest(image_embed, text_embed), self._nearest(text_embed, image_embed))
             k = self.candidates
             first = Stage(cosine.texts.first(k), cosine.images.first(k))
-            logits = self._logits(states, bank, first) if self.reranks else None
+            logits = self._logits(states, grids, bank, first) if self.reranks else None
             return Rankings(cosine, logits, self.model.contrastive.temperature.item())
 
-    def _encode_images(self, count: int, read: Callable[[range], Iterator[list[Tensor]]], states: IO[bytes]) -> Tensor:
-        """Returns the embeddings of all images (I, E), and appends the states (1 + P, D) of each of this rank's images to
-        the file ``states``, as float32."""
+    def _encode_images(
+        self, count: int, read: Callable[[range], Iterator[list[Tensor]]], states: IO[bytes]
+    ) -> tuple[Tensor, list[Grid]]:
+        """Returns the embeddings of all images (I, E) and, if images keep their aspect ratio, the grids of this rank's images.
+        Appends the states (1 + P, D) of each of this rank's images to the file ``states``, as float32."""
         share = distributed.share_of(count)
-        local = [np.zeros((0, self.model.config.embed_dim), dtype=np.float32)]
+        local, grids = [np.zeros((0, self.model.config.embed_dim), dtype=np.float32)], list[Grid]()
         for pixels in progress(read(share), "encoding images", -(-len(share) // self.batch_size)):
-            concepts = self.model.vision(torch.stack(pixels).to(self.device))
+            concepts = self.model.vision(stack_views(pixels, self.model.config.vision.image_size).to(self.device))
             local.append(self.model.contrastive.embed_image(concepts).cpu().numpy())
             if self.reranks:
                 _append(states, concepts.states())
-        return torch.from_numpy(np.concatenate(distributed.gather_objects(np.concatenate(local))))
+                grids += concepts.grids or ()
+        return torch.from_numpy(np.concatenate(distributed.gather_objects(np.concatenate(local)))), grids
 
     def _encode_texts(self, texts: Sequence[str]) -> tuple[TextBank, Tensor]:
         """Returns the states and embeddings (T, E) of all texts. Texts of similar length are batched together."""
@@ -197,9 +201,11 @@ class TwoStageRetrieval:
                 scores.append(best.values.cpu().numpy())
         return Candidates(np.concatenate(ids), np.concatenate(scores))
 
-    def _logits(self, states: IO[bytes], bank: TextBank, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
+    def _logits(
+        self, states: IO[bytes], grids: list[Grid], bank: TextBank, stage: Stage
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns :attr:`Rankings.logits` of the candidates of ``stage``. A pair in both directions is scored once. ``states`` is
-        the file that :meth:`_encode_images` wrote."""
+        the file that :meth:`_encode_images` wrote, and ``grids`` is what it returned."""
         texts, images = stage.texts.ids, stage.images.ids
         text_count = len(images)
         # A pair is encoded as one integer, image * text_count + text, so that sorting groups the pairs of an image.
@@ -218,7 +224,7 @@ class TwoStageRetrieval:
             values = torch.frombuffer(bytearray(states.read(size * image_bytes)), dtype=torch.float32)
             tokens = values.view(size, -1, self.model.vision.width).to(self.device)
             candidates = [torch.from_numpy(ids) for ids in texts_of_image[start : start + self.batch_size]]
-            concepts = Concepts(tokens[:, 1:], tokens[:, 0])
+            concepts = Concepts.of_states(tokens, tuple(grids[start : start + size]) or None)
             logits = score_pairs(self.model.fusion, self.model.matching_head, concepts, candidates, bank)
             scores += [image_logits.cpu().numpy() for image_logits in logits]
         # The shares of the ranks are ascending, so the concatenated scores are in the order of `pairs`.

@@ -108,8 +108,8 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         """Predicts the label of the most likely answer to every question."""
 
         def answer(videos: list[Tensor], text: Text) -> Tensor:
-            pixels, video_of_question = distinct_images(videos, text.ids.device)
-            logits = self.model.classify(pixels, text, video_of_question)
+            distinct, video_of_question = distinct_images(videos)
+            logits = self.model.classify(self.stacked(distinct), text, video_of_question.to(text.ids.device))
             return require_finite(logits, "logits of answers").argmax(dim=1)
 
         return self.outputs(items, partial(_read, LastVideo()), answer, "answering")

@@ -133,8 +133,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         config = self.config.evaluation
 
         def fused(images: list[Tensor], text: Text) -> PackedTexts:
-            pixels, image_of_question = distinct_images(images, text.ids.device)
-            return self.model.fuse_questions(pixels, text, image_of_question)
+            distinct, image_of_question = distinct_images(images)
+            return self.model.fuse_questions(self.stacked(distinct), text, image_of_question.to(text.ids.device))
 
         def choose(images: list[Tensor], text: Text) -> Tensor:
             questions = fused(images, text)
@@ -226,11 +226,10 @@ def group_equal_images(images: Sequence[Tensor]) -> np.ndarray:
     return np.cumsum(is_new)
 
 
-def distinct_images(images: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns one image for each group of :func:`group_equal_images`, and the group index of each image, (N,), on a device."""
+def distinct_images(images: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Returns one image for each group of :func:`group_equal_images`, and the group index of each image, (N,)."""
     groups = group_equal_images(images)
-    pixels = torch.stack([images[index] for index in np.unique(groups, return_index=True)[1]])
-    return pixels.to(device), torch.from_numpy(groups).to(device)
+    return [images[index] for index in np.unique(groups, return_index=True)[1]], torch.from_numpy(groups)
 
 
 def chance_accuracy(

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from models.core.blocks import Attention
 from models.core.losses import at_least_float32
+from models.core.vision import Concepts
 from models.inference.reranking import AligningModel
 from tasks.inference import evaluating
 from utils.errors import UserError
 from x2vlm.base import LoadedModel
-from x2vlm.inputs import Image, View
+from x2vlm.inputs import Image
 
 
 @dataclass(frozen=True)
@@ -59,21 +60,24 @@ def word_maps(model: LoadedModel, image: Image, text: str, layer: int | None = N
         )
     # Gradients of attention underflow in 16 bits, and a single image takes little time in 32 bits.
     with evaluating(network, "fp32"), torch.enable_grad():
-        weights = _weighted_attention(model, network, view, text, index)
-    rows, columns = network.vision.grid
-    maps = weights.detach()[:, 1:].unflatten(1, (rows, columns)).cpu().numpy()  # the first key is the mean of the image
+        concepts = network.vision(model.pixels([view]))
+        weights = _weighted_attention(model, network, concepts, text, index)
+    grid = network.vision.grid if concepts.grids is None else concepts.grids[0]
+    maps = (
+        weights.detach()[:, 1 : 1 + math.prod(grid)].unflatten(1, grid).cpu().numpy()
+    )  # the first key is the image's mean
     return [
         WordMap(word, maps[start + 1 : end + 1].mean(axis=0))  # [CLS] is the first token
         for word, start, end in _words(model, text, len(maps) - 2)
     ]
 
 
-def _weighted_attention(model: LoadedModel, network: AligningModel, view: View, text: str, layer: int) -> Tensor:
+def _weighted_attention(model: LoadedModel, network: AligningModel, image: Concepts, text: str, layer: int) -> Tensor:
     """Returns the attention (L, K) of the tokens to the keys, multiplied by the positive part of its gradient and averaged over
     heads."""
     block = network.fusion.blocks[layer]
     assert block.crossattention is not None
-    texts, keys_values = model.encoded([text]), network.fusion.project_concepts(network.vision(model.pixels([view])))
+    texts, keys_values = model.encoded([text]), network.fusion.project_concepts(image)
     with _recording(block.crossattention) as recorded:
         fused = network.fusion.tokens(texts, keys_values)
     logits = at_least_float32(network.matching_head(fused.cls))

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from batches.base import to_device
+from batches.images import Pixels, stack_views
 from batches.texts import Text
 from dataset.media.video import FrameSampler
 from dataset.text.processors import PlainTextProcessor, clean_caption, clean_question
 from models.core.packing import PackedTexts
+from models.core.vision import Concepts
 from models.core.xvlm import XVLM
 from models.inference.reranking import TextBank
 from utils.errors import UserError
@@ -115,7 +117,9 @@ class LoadedModel:
             UserError: the result is NaN or infinite.
         """
         is_finite = True
-        if isinstance(result, Tensor):
+        if isinstance(result, Concepts):
+            is_finite = bool(result.patches.isfinite().all())
+        elif isinstance(result, Tensor):
             is_finite = bool(result.isfinite().all())
         elif isinstance(result, np.ndarray):
             is_finite = bool(np.isfinite(result).all())
@@ -134,7 +138,7 @@ class LoadedModel:
             views.append(views[-1] if index and image is images[index - 1] else self.read(image))
         return views
 
-    def distinct(self, images: Sequence[Image]) -> tuple[Tensor, Tensor]:
+    def distinct(self, images: Sequence[Image]) -> tuple[Pixels, Tensor]:
         """Returns the pixels of images, in which successive copies of an image are merged, and, for each of the N images, the
         index of its pixels, (N,) int64."""
         views = self.views(images)
@@ -142,9 +146,10 @@ class LoadedModel:
         pixels = self.pixels([view for view, new in zip(views, is_new, strict=True) if new])
         return pixels, torch.tensor(is_new, device=pixels.device).cumsum(0) - 1
 
-    def pixels(self, views: Sequence[View]) -> Tensor:
+    def pixels(self, views: Sequence[View]) -> Pixels:
         """Returns the pixels of views, (N, 3, S, S) or (N, F, 3, S, S) uint8, on the network's device."""
-        return torch.stack([view.pixels for view in views]).to(self.runtime.device)
+        size = self.settings.model.vision.image_size
+        return stack_views([view.pixels for view in views], size).to(self.runtime.device)
 
     def tokens(self, texts: Sequence[str], *, questions: bool = False) -> Text:
         """Returns the token ids of texts, cleaned as in training. Truncated texts and unknown words are logged.
@@ -269,15 +274,15 @@ class Matcher:
                 [model.encoded(texts[start : start + size]) for start in range(0, len(texts), size)]
             )
 
-    def margins(self, states: Tensor, chosen: Sequence[Tensor]) -> list[np.ndarray]:
-        """Returns, for each of N images with states (N, K, D), the float64 log-odds that each of the chosen texts is about the
+    def margins(self, images: Concepts, chosen: Sequence[Tensor]) -> list[np.ndarray]:
+        """Returns, for each of N images, the float64 log-odds that each of the chosen texts is about the
         image. ``chosen`` contains, for each image, the indices of its texts (int64, on the CPU).
 
         Raises:
             UserError: the log-odds are NaN or infinite.
         """
         with self.model.runtime.running():
-            found = self.model.runtime.margins(states, chosen, self.bank)
+            found = self.model.runtime.margins(images, chosen, self.bank)
         return [self.model.check_finite(margins.double().cpu().numpy()) for margins in found]
 
     def scores(self, views: Sequence[View], chosen: Sequence[Sequence[int]]) -> np.ndarray:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from batches.images import Grid
 from dataset.records.boxes import patch_mask
 from models.core.losses import at_least_float32
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from models.pretraining.model import PretrainModel
 from models.tasks.grounding import GroundingModel
-from utils.image_size import ImageSize, sides_of
 
 
 @dataclass(frozen=True)
@@ -77,19 +78,32 @@ def refined_regions(
         image_index: (N,) int64, the image of each text.
     """
     vision = network.vision
-    masks = region_masks(boxes, vision.config.image_size, vision.patch_size)
+    masks = region_masks(boxes, grids_of(images, vision.grid, image_index), images.patches.shape[1])
     regions = vision.regions(images, masks.to(image_index.device), image_index)
     cls = network.fusion.cls(texts, network.fusion.project_regions(regions, images)[0])
     return at_least_float32(network.matching_head(cls)).softmax(dim=1)[:, 1], network.box_head(cls).float()
 
 
-def region_masks(boxes: Tensor, image_size: ImageSize, patch_size: int) -> Tensor:
-    """Returns masks (N, P) bool of the patches that boxes touch. The boxes (N, 4) are centre and size, relative to their images;
-    ``image_size`` and ``patch_size`` are in pixels."""
-    height, width = sides_of(image_size)
+def grids_of(images: Concepts, grid: Grid, image_index: Tensor) -> list[Grid]:
+    """Returns the rows and columns of patches of the images ``image_index`` (N,): ``grid``, unless images keep their aspect
+    ratio."""
+    return [grid if images.grids is None else images.grids[image] for image in image_index.tolist()]
+
+
+def region_masks(boxes: Tensor, grids: Sequence[Grid], length: int) -> Tensor:
+    """Returns masks (N, ``length``) bool of the patches that boxes touch.
+
+    Args:
+        boxes: (N, 4), centre and size, relative to their images.
+        grids: rows and columns of patches of the image of each box.
+        length: number of patches of an image, with padding.
+    """
     corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
-    pixels = corners * torch.tensor([width, height, width, height])
-    return torch.stack([patch_mask(box.tolist(), image_size, patch_size) for box in pixels])
+    masks = []
+    for box, (rows, columns) in zip(corners, grids, strict=True):
+        in_patches = box * torch.tensor([columns, rows, columns, rows])
+        masks.append(F.pad(patch_mask(in_patches.tolist(), (rows, columns), 1), (0, length - rows * columns)))
+    return torch.stack(masks)
 
 
 def absent(phrases: Sequence[str], boxes: Sequence[Box]) -> list[str]:

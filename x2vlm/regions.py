@@ -43,7 +43,7 @@ def candidate_regions(rows: int, columns: int) -> Tensor:
 
 def matching_boxes(
     refine: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    grid: tuple[int, int],
+    grids: Sequence[tuple[int, int]],
     best: Sequence[tuple[list[float], float | None]],
     threshold: float,
 ) -> list[Boxes]:
@@ -56,13 +56,13 @@ def matching_boxes(
     Args:
         refine: function that takes R regions (R, 4) and the indices (R,) int64 of R phrases, and returns the probabilities (R,)
             that the content of each region matches its phrase, and the boxes (R, 4) that the box head predicts from the regions.
-        grid: rows and columns of patches.
+        grids: rows and columns of patches of the image of each phrase.
         best: for each phrase, the box that the box head predicts from the whole image, and its probability.
         threshold: minimum probability of a box.
     """
-    regions = candidate_regions(*grid)
     found: list[Boxes] = []
-    for phrase, (best_box, best_score) in enumerate(best):
+    for phrase, ((best_box, best_score), grid) in enumerate(zip(best, grids, strict=True)):
+        regions = candidate_regions(*grid)
         refined = [refine(batch, torch.full((len(batch),), phrase)) for batch in regions.split(BATCH)]
         region_scores, region_boxes = (torch.cat(parts).float().cpu() for parts in zip(*refined, strict=True))
         scores = torch.cat([torch.tensor([best_score or 0.0]), region_scores])

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from batches.images import Pixels
 from batches.texts import Text
 from engine.config import PrecisionName
 from models.core.packing import PackedTexts
@@ -24,7 +25,7 @@ from models.pretraining.model import PretrainModel
 from models.tasks.grounding import GroundingModel
 from tasks.inference import device_of, evaluating
 from utils.weight_file import identity
-from x2vlm.boxes import best_boxes, refined_regions
+from x2vlm.boxes import best_boxes, grids_of, refined_regions
 from x2vlm.regions import Boxes, matching_boxes
 
 Located = tuple[list[list[float]], list[float | None]]
@@ -60,10 +61,10 @@ class Runtime(Protocol):
     def running(self) -> AbstractContextManager[None]:
         """Returns the context in which all functions below must be called."""
 
-    def image_states(self, pixels: Tensor) -> Tensor:
-        """Returns the states (N, K, D) of images, from uint8 pixels (N, 3, S, S), or (N, F, 3, S, S) for videos."""
+    def image_states(self, pixels: Pixels) -> Concepts:
+        """Returns the states of images, from uint8 pixels (N, 3, S, S), or (N, F, 3, S, S) for videos."""
 
-    def image_embeddings(self, pixels: Tensor) -> Tensor:
+    def image_embeddings(self, pixels: Pixels) -> Tensor:
         """Returns the embeddings (N, E) of images, float32 of length 1, from pixels as in :meth:`image_states`."""
 
     def text_states(self, text: Text) -> PackedTexts:
@@ -72,15 +73,15 @@ class Runtime(Protocol):
     def text_embeddings(self, text: Text) -> Tensor:
         """Returns text embeddings (N, E) float32 of length 1."""
 
-    def margins(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
-        """Returns, for each of N images with states (N, K, D), the log-odds that its texts are about the image. ``texts`` and
+    def margins(self, images: Concepts, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
+        """Returns, for each of N images, the log-odds that its texts are about the image. ``texts`` and
         ``bank`` are as in :func:`~models.inference.reranking.score_pairs`. Log-odds are returned because float32 cannot
         distinguish probabilities near 1."""
 
-    def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
-        """Returns the box of each of N texts in image ``image_index`` (N,) int64. The states of all images are (I, K, D)."""
+    def locate(self, images: Concepts, texts: PackedTexts, image_index: Tensor) -> Located:
+        """Returns the box of each of N texts in image ``image_index`` (N,) int64."""
 
-    def locate_all(self, images: Tensor, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
+    def locate_all(self, images: Concepts, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
         """Returns, for each of N texts, the boxes whose score is at least ``threshold``: either from a box-set head, or regions
         whose content matches the text."""
 
@@ -112,11 +113,12 @@ class TorchRuntime:
         """Returns a context that disables gradients and sets the model's precision."""
         return evaluating(self.network, self.precision)
 
-    def image_states(self, pixels: Tensor) -> Tensor:
+    def image_states(self, pixels: Pixels) -> Concepts:
         """See :class:`Runtime`."""
-        return self.network.vision(pixels).states()
+        concepts: Concepts = self.network.vision(pixels)
+        return concepts
 
-    def image_embeddings(self, pixels: Tensor) -> Tensor:
+    def image_embeddings(self, pixels: Pixels) -> Tensor:
         """See :class:`Runtime`."""
         return self._aligning.contrastive.embed_image(self.network.vision(pixels)).float()
 
@@ -130,21 +132,21 @@ class TorchRuntime:
         """See :class:`Runtime`."""
         return self._aligning.contrastive.embed_text(self.text_states(text)).float()
 
-    def margins(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
+    def margins(self, images: Concepts, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
         """See :class:`Runtime`."""
-        network, concepts = self._aligning, Concepts(images[:, 1:], images[:, 0])
-        return list(map(log_odds, score_pairs(network.fusion, network.matching_head, concepts, texts, bank)))
+        network = self._aligning
+        return list(map(log_odds, score_pairs(network.fusion, network.matching_head, images, texts, bank)))
 
-    def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
+    def locate(self, images: Concepts, texts: PackedTexts, image_index: Tensor) -> Located:
         """See :class:`Runtime`."""
         assert isinstance(self.network, PretrainModel | GroundingModel)
-        return best_boxes(self.network, texts, Concepts(images[:, 1:], images[:, 0]), image_index)
+        return best_boxes(self.network, texts, images, image_index)
 
-    def locate_all(self, images: Tensor, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
+    def locate_all(self, images: Concepts, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
         """See :class:`Runtime`."""
-        network, concepts = self.network, Concepts(images[:, 1:], images[:, 0])
+        network = self.network
         if isinstance(network, GroundingModel):
-            sets = network.box_sets(texts, concepts, image_index)
+            sets = network.box_sets(texts, images, image_index)
             return [
                 _boxes_above(*each, threshold)
                 for each in zip(sets.boxes.cpu(), sets.logits.sigmoid().cpu(), strict=True)
@@ -153,10 +155,10 @@ class TorchRuntime:
 
         def refine(boxes: Tensor, phrases: Tensor) -> tuple[Tensor, Tensor]:
             index = phrases.to(image_index.device)
-            return refined_regions(network, texts.select(index), concepts, boxes, image_index[index])
+            return refined_regions(network, texts.select(index), images, boxes, image_index[index])
 
-        best = zip(*best_boxes(network, texts, concepts, image_index), strict=True)
-        return matching_boxes(refine, network.vision.grid, list(best), threshold)
+        best = zip(*best_boxes(network, texts, images, image_index), strict=True)
+        return matching_boxes(refine, grids_of(images, network.vision.grid, image_index), list(best), threshold)
 
     @property
     def temperature(self) -> float | None:

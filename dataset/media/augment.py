@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import default_collate
 
 from dataset.config import AugmentConfig
 from dataset.media.encoded import EncodedImage, crop, pixels_of
-from utils.image_size import ImageSize, sides_of
+from utils.image_size import ImageSize, NativeSize, sides_for, sides_of
 
 FILL = 128
 """Grey level of the pixels that geometric operations move in from outside the image."""
@@ -42,8 +41,9 @@ Affine = tuple[float, float, float, float, float, float]
 def random_resized_crop(
     image: Tensor | EncodedImage, size: ImageSize, config: AugmentConfig, rng: np.random.Generator
 ) -> Tensor:
-    """Crops a random part of ``image`` and resizes it to ``size``, with antialiased bicubic interpolation. Returns (3, H, W)."""
-    height, width = sides_of(size)
+    """Crops a random part of ``image`` and resizes it to ``size``, with antialiased bicubic interpolation. Returns (3, H, W). If
+    images keep their aspect ratio, ``config.ratio`` is relative to that of the image."""
+    height, width = image.shape[1:] if isinstance(size, NativeSize) else sides_of(size)
     part = draw_crop(image.shape[1], image.shape[2], config, rng, width / height)
     return resize(crop(image, *part), size)
 
@@ -74,8 +74,8 @@ def draw_crop(
 
 def resize(image: Tensor, size: ImageSize) -> Tensor:
     """Resizes an image, (3, H, W) uint8, to ``size``, with antialiased bicubic interpolation. Returns (3, h, w) uint8. The aspect
-    ratio may change."""
-    height, width = sides_of(size)
+    ratio changes to that of ``size``; with a native size, only as far as the sides are rounded to whole patches."""
+    height, width = sides_for(size, image.shape[1], image.shape[2])
     if tuple(image.shape[1:]) == (height, width):
         return image
     # Decoded images have their channels last, which interpolate keeps. Other layouts would be converted twice.
@@ -97,13 +97,6 @@ def shrink(image: Tensor, short_side: int) -> Tensor:
 def evaluation_view(image: Tensor | EncodedImage, size: ImageSize) -> Tensor:
     """Resizes the whole image to ``size``, without a centre crop, as in the authors' code."""
     return resize(pixels_of(image), size).contiguous()
-
-
-def stack_views(views: Sequence[Tensor]) -> Tensor:
-    """Stacks views of equal shape. A worker process writes them directly to the memory that it shares with the training process;
-    ``torch.stack`` would need one more copy."""
-    stacked: Tensor = default_collate(list(views))
-    return stacked
 
 
 def hflip(image: Tensor) -> Tensor:

@@ -17,14 +17,14 @@ from dataset.media.encoded import EncodedImage, PixelState, for_boxes
 from dataset.media.sources import ImageSource, VideoSource
 from dataset.media.video import FrameSampler
 from utils.errors import UserError
-from utils.image_size import ImageSize, sides_of
+from utils.image_size import ImageSize, sides_for
 
 
 class TrainingView:
     """Reads images for training as (3, H, W) uint8, or videos as (F, 3, H, W), with separate augmentation of each frame.
 
     Args:
-        image_size: height and width of a view.
+        image_size: size of a view.
         max_pixels: see :class:`~dataset.media.encoded.EncodedImage`.
         augment: augmentation of each image.
         videos: sampler that reads the frames of videos; None for images only.
@@ -134,5 +134,6 @@ def check_size(image: Tensor | EncodedImage, size: tuple[int, int]) -> None:
 
 
 def black(size: ImageSize) -> Tensor:
-    """Returns a black image for a filler row, which does not count in the losses."""
-    return torch.zeros(3, *sides_of(size), dtype=torch.uint8)
+    """Returns a black image for a filler row, which does not count in the losses. If images keep their aspect ratio, it is a
+    square."""
+    return torch.zeros(3, *sides_for(size, 1, 1), dtype=torch.uint8)

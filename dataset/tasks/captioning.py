@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from batches.captioning import CaptioningBatch, LeftToRightText
+from batches.images import stack_views
 from dataset.config import CaptioningDataConfig
 from dataset.formats.captioned import CaptionedImages, ImageCaption, read_captioned_images
-from dataset.media.augment import stack_views
 from dataset.tasks.finetune import FineTuneBatches, media_view
 from dataset.text.processors import TextProcessor, mentions_side
 from utils.errors import UserError
@@ -94,7 +94,7 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, ImageCaption, Capt
     def collate(self, examples: Sequence[CaptionExample], valid: Tensor, **fields: Any) -> CaptioningBatch:
         ids, targets = [example.ids for example in examples], [example.targets for example in examples]
         return CaptioningBatch(
-            pixels=stack_views([example.pixels for example in examples]),
+            pixels=stack_views([example.pixels for example in examples], self.image_size),
             text=LeftToRightText.of(ids, targets, self.text.mask_id, self.text.pad_id),
             references=tuple(example.references for example in examples),
             valid=valid,

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from batches.base import BrokenRecord
 from batches.grounding import GroundingBatch
+from batches.images import stack_views
 from dataset.broken import BrokenRecordError
 from dataset.config import GroundingDataConfig, GroundingSplitConfig
 from dataset.formats import refcoco
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_records, texts_of
-from dataset.media.augment import RandAugment, hflip, resize, stack_views
+from dataset.media.augment import RandAugment, hflip, resize
 from dataset.media.encoded import for_boxes
 from dataset.media.sources import ImageSource
 from dataset.media.views import black, check_size
@@ -189,7 +190,7 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, Phrase, GroundingExa
         most = max(1, *(len(example.boxes) for example in examples))
         boxes = [[*example.boxes, *[WHOLE_BOX] * (most - len(example.boxes))] for example in examples]
         return GroundingBatch(
-            pixels=stack_views([example.pixels for example in examples]),
+            pixels=stack_views([example.pixels for example in examples], self.image_size),
             text=self.text.stack_plain([example.ids for example in examples]),
             boxes_cxcywh=torch.tensor(boxes, dtype=torch.float32),
             present=torch.tensor([[number < len(example.boxes) for number in range(most)] for example in examples]),

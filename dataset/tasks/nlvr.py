@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from batches.base import BrokenRecord
+from batches.images import stack_views
 from batches.nlvr import StatementBatch
 from dataset.broken import BrokenRecordError
 from dataset.config import NLVRDataConfig, NLVRSplitConfig
@@ -112,9 +113,9 @@ def _parse(row: Row, images: ImageFiles) -> Statement:
 
 @dataclass(frozen=True)
 class StatementExample:
-    """A training example: views (K, 3, S, S) of the images, the token ids of the statement, and its label."""
+    """A training example: the view (3, H, W) of each image, the token ids of the statement, and its label."""
 
-    pixels: Tensor
+    views: list[Tensor]
     ids: list[int]
     label: int
 
@@ -133,15 +134,16 @@ class NLVRBatches(FineTuneBatches[NLVRDataConfig, Statement, StatementExample]):
         sentence = cleaned(record.sentence, self.text.max_words)
         may_flip = not (self.data.careful_flip and mentions_side(sentence))
         views = [self.view(image, rng, may_flip=may_flip) for image in record.images]
-        return StatementExample(torch.stack(views), self.text.token_ids(sentence), record.label)
+        return StatementExample(views, self.text.token_ids(sentence), record.label)
 
     def filler(self) -> StatementExample:
         views = [self.view.filler()] * len(self.items[0].images)
-        return StatementExample(torch.stack(views), self.text.token_ids(FILLER_TEXT), 0)
+        return StatementExample(views, self.text.token_ids(FILLER_TEXT), 0)
 
     def collate(self, examples: Sequence[StatementExample], valid: Tensor, **fields: Any) -> StatementBatch:
+        by_place = zip(*(example.views for example in examples), strict=True)  # the first images, then the second ones
         return StatementBatch(
-            pixels=torch.stack([example.pixels for example in examples], dim=1).flatten(0, 1),
+            pixels=stack_views([view for views in by_place for view in views], self.image_size),
             text=self.text.stack_plain([example.ids for example in examples]),
             label=torch.tensor([example.label for example in examples]),
             valid=valid,

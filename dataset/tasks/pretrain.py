@@ -27,7 +27,7 @@ from dataset.tasks.streams.texts import TextStream, TranslationStream
 from dataset.tasks.streams.wordings import HardNegativeCounts
 from dataset.text.processors import TextProcessor
 from utils.errors import UserError
-from utils.image_size import ImageSize, sides_of
+from utils.image_size import ImageSize, sides_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -74,7 +74,7 @@ class PretrainBatches:
         accumulate: int = 1,
         static: bool = False,
     ):
-        if any(side % patch_size for side in sides_of(image_size)):
+        if any(side % patch_size for side in sides_for(image_size, 1, 1)):
             raise UserError(
                 f"image size {image_size} is not a multiple of patch size {patch_size}", remedy="change one of them"
             )

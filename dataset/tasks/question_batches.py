@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batches.images import stack_views
 from dataset.config import QuestionsDataConfig
-from dataset.media.augment import stack_views
 from dataset.media.views import TrainingView
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, cleaned_question
 from dataset.tasks.questions import Question, QuestionGroup, QuestionGroups, QuestionTable
@@ -81,7 +81,7 @@ class QuestionBatches(FineTuneBatches[D, QuestionGroup, QuestionExample]):
         answers = torch.tensor([len(answers) for example in examples for answers in example.answers])
         image_of_question = torch.arange(len(examples)).repeat_interleave(questions)
         return {
-            "pixels": stack_views([example.pixels for example in examples]),
+            "pixels": stack_views([example.pixels for example in examples], self.image_size),
             "text": self.text.stack_plain([ids for example in examples for ids in example.questions]),
             "question_of_answer": torch.arange(len(answers)).repeat_interleave(answers),
             "weights": torch.tensor([weight for _, weight in given_answers(examples)]),

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batches.images import stack_views
 from batches.retrieval import RetrievalBatch
 from dataset.config import RetrievalDataConfig
 from dataset.formats.captioned import CaptionedImages, ImageCaption, read_captioned_images
-from dataset.media.augment import stack_views
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, cleaned, media_view
 from dataset.text.processors import mentions_side
 
@@ -49,7 +49,7 @@ class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, ImageCaption, Pair])
 
     def collate(self, examples: Sequence[Pair], valid: Tensor, **fields: Any) -> RetrievalBatch:
         return RetrievalBatch(
-            pixels=stack_views([example.pixels for example in examples]),
+            pixels=stack_views([example.pixels for example in examples], self.image_size),
             text=self.text.stack_plain([example.ids for example in examples]),
             group=torch.tensor([example.group for example in examples]),
             valid=valid,

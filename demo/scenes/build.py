@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -18,15 +19,16 @@ from PIL import Image
 from dataset.prepare.folders import SPLITS, write_records
 from dataset.prepare.output_folder import OutputFolder
 from demo.folder import FolderFlags, Seed, is_complete, train_tokenizer
-from demo.scenes.compose import compose_scene
+from demo.scenes.compose import compose_scene, draw_size
 from demo.scenes.describe import looks_of
 from demo.scenes.draw import draw_scene
 from demo.scenes.pairs import KINDS, minimal_pairs
 from demo.scenes.records import TASKS, Record, other_image, records_of, statement_records, texts_of
 from demo.scenes.statements import ImageLooks, statement_sets
 from utils.cores import usable_cores
+from utils.errors import UserError
 from utils.files import write_text
-from utils.flags import WrongValueError, read_by, whole_number
+from utils.flags import WrongValueError, number_within, read_by, whole_number
 from utils.progress import progress_bar
 
 FACTS = "scenes.json"
@@ -77,6 +79,7 @@ def scenes(
     val: Split = 200,
     test: Split = 200,
     size: Size = (64, 64),
+    aspect: Annotated[float, read_by(number_within(1, 16))] = 1.0,
     long: bool = False,
 ) -> int:
     """Draw the scenes data set.
@@ -87,6 +90,8 @@ def scenes(
         val: number of validation scenes.
         test: number of test scenes.
         size: size of an image in pixels: 64, or 96x64 for width x height.
+        aspect: draw each scene with its own shape. The ratio of width to height changes by a factor of up to this number in both
+            directions, and the number of pixels stays about the same.
         long: also write a long description of each scene (long_caption in the records for pre-training).
 
     Examples:
@@ -98,6 +103,13 @@ def scenes(
     arguments = {"seed": seed, **counts, "size": [width, height], "drawing": DATA_VERSION} | (
         {"long": True} if long else {}
     )
+    if aspect > 1:
+        if min(size) < 32 * aspect**0.5:
+            raise UserError(
+                f"--aspect {aspect:g} would draw scenes with sides of less than 32 pixels",
+                remedy=f"use --size {math.ceil(32 * aspect**0.5)} or larger",
+            )
+        arguments["aspect"] = aspect
     folder = OutputFolder(output.out, FACTS, arguments, OWNED, output.overwrite)
     if is_complete(folder):
         return 0
@@ -107,7 +119,7 @@ def scenes(
         }
         for split, count in counts.items():
             images: list[ImageLooks] = []
-            for looks in _write_scenes(folder.out, seed, split, count, size, long=long):
+            for looks in _write_scenes(folder.out, seed, split, count, size, aspect, long=long):
                 images.append(looks)
                 bar.update()
             statements = list(statement_sets(seed, split, images, count // 3 if split == "train" else count))
@@ -118,7 +130,8 @@ def scenes(
         facts |= _train_tokenizers(folder.out)
         folder.close(facts)
     sys.stdout.write(
-        f"{folder.out}: {train} train, {val} val, {test} test scenes of {width}x{height} pixels; "
+        f"{folder.out}: {train} train, {val} val, {test} test scenes of {width}x{height} pixels"
+        f"{f', with ratios from 1:{aspect:g} to {aspect:g}:1' if aspect > 1 else ''}; "
         f"{sum(facts['objects'].values())} objects, {sum(facts['relations'].values())} relational phrases, "
         f"{sum(facts['sentences'].values())} statements about two pictures, "
         f"{sum(sum(grains.values()) for grains in facts['referring'].values())} referring phrases, "
@@ -175,7 +188,7 @@ def _read(out: Path, name: str) -> Iterator[Record]:
 
 
 def _write_scenes(
-    out: Path, seed: int, split: str, count: int, size: tuple[int, int], *, long: bool
+    out: Path, seed: int, split: str, count: int, size: tuple[int, int], aspect: float, *, long: bool
 ) -> Iterator[ImageLooks]:
     """Writes the images and records of a split, and yields the looks of the objects of each image.
 
@@ -183,7 +196,7 @@ def _write_scenes(
     """
     for folder in (split,) if split == "train" else (split, f"pairs_{split}"):
         (out / "images" / folder).mkdir(parents=True, exist_ok=True)
-    draw = partial(_draw, out, seed, split, size, long=long)
+    draw = partial(_draw, out, seed, split, size, aspect, long=long)
     with ExitStack() as stack:
         scenes: Iterator[SceneRecords] = map(draw, range(count))
         if count >= _MIN_SCENES_FOR_PROCESSES:
@@ -198,9 +211,11 @@ def _write_scenes(
             yield looks
 
 
-def _draw(out: Path, seed: int, split: str, size: tuple[int, int], index: int, *, long: bool) -> SceneRecords:
+def _draw(
+    out: Path, seed: int, split: str, size: tuple[int, int], aspect: float, index: int, *, long: bool
+) -> SceneRecords:
     """Writes the image of a scene, and returns its records and the looks of its objects."""
-    scene = compose_scene(seed, split, index, size)
+    scene = compose_scene(seed, split, index, draw_size(seed, split, index, size, aspect))
     records = records_of(scene, long=long)
     Image.fromarray(draw_scene(scene)).save(out / records[""][0]["image"])
     if split != "train":

@@ -8,6 +8,7 @@ unique in the validation and test splits.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -41,7 +42,8 @@ GAP = 1
     LONG_PURPOSE,
     SETS_PURPOSE,
     PAIRS_PURPOSE,
-) = range(9)
+    ASPECT_PURPOSE,
+) = range(10)
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,14 @@ def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int]
     objects = _lay_out(rng, composition, width, height)
     background = pick_background(rng, [obj.rgb for obj in objects])
     return Scene(seed, split, index, width, height, background, objects)
+
+
+def draw_size(seed: int, split: str, index: int, size: tuple[int, int], aspect: float) -> tuple[int, int]:
+    """Draws the width and height of a scene with about the same number of pixels as ``size``. The ratio of width to height
+    changes by a factor between 1 / ``aspect`` and ``aspect``, log-uniformly."""
+    half = math.log(aspect) / 2
+    factor = math.exp(generator_for(seed, split, index, ASPECT_PURPOSE).uniform(-half, half))
+    return round(size[0] * factor), round(size[1] / factor)
 
 
 def generator_for(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from batches.base import Batch
+from batches.images import Pixels, stack_views
 from batches.texts import Text
 from dataset.broken import BrokenRecordError
 from dataset.config import FineTuneDataConfig
@@ -50,9 +51,9 @@ class Item:
 
 @dataclass(frozen=True)
 class EntailmentBatch(Batch):
-    """N images and sentences: ``pixels`` (N, 3, S, S) uint8, ``label`` (N,) int64. ``valid`` (N,) bool: the real examples."""
+    """N images and sentences: ``pixels`` (N, 3, H, W) uint8, ``label`` (N,) int64. ``valid`` (N,) bool: the real examples."""
 
-    pixels: Tensor
+    pixels: Pixels
     text: Text
     label: Tensor
     valid: Tensor
@@ -96,7 +97,7 @@ class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, Item, Example]):
     def collate(self, examples: Sequence[Example], valid: Tensor, **fields: Any) -> EntailmentBatch:
         pixels, sentences, labels = zip(*examples, strict=True)
         text = self.text.stack_plain(sentences)
-        return EntailmentBatch(torch.stack(pixels), text, torch.tensor(labels), valid, **fields)
+        return EntailmentBatch(stack_views(pixels, self.image_size), text, torch.tensor(labels), valid, **fields)
 
 
 def read_items(file: str, key: str, max_broken: float = 0.0) -> list[Item]:

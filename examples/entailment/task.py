@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from batches.images import Pixels
 from batches.losses import Losses, Term, Work
 from batches.texts import Text
 from dataset.media.views import EvaluationView
@@ -56,7 +56,7 @@ class EntailmentModel(XVLM):
         examples = int(batch.valid.sum())
         return Work(examples, images=examples, tokens=int(batch.text.mask.sum()), flops=float("nan"))
 
-    def classify(self, pixels: Tensor, text: Text) -> Tensor:
+    def classify(self, pixels: Pixels, text: Text) -> Tensor:
         """Returns logits (N, 3) of the classes."""
         return self.classifier(self.fusion.cls(*self.encode(pixels, text)))
 
@@ -107,7 +107,7 @@ class EntailmentTask(FineTuneTask[EntailmentConfig, EntailmentModel, EntailmentB
 
     def _predict(self, items: list[Item]) -> np.ndarray:
         def classify(images: list[Tensor], text: Text) -> Tensor:
-            return self.model.classify(torch.stack(images).to(text.ids.device), text).argmax(dim=1)
+            return self.model.classify(self.stacked(images), text).argmax(dim=1)
 
         return self.outputs(items, _read, classify, "classifying")
 

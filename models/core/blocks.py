@@ -341,6 +341,8 @@ def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def linear_dtype(states: Tensor) -> torch.dtype:
     """Dtype of a linear layer's output for the input ``states``: the autocast dtype under autocast, otherwise unchanged."""
     device = states.device.type
+    if device == "meta":
+        return states.dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 

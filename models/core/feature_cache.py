@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from batches.images import NativeImages, Pixels, raw_pixels, select_images
 from models.core.backbones.base import PixelStatistics, VisionBackbone
 from utils.block_cache import BlockCache
 from utils.errors import UserError
@@ -51,44 +52,49 @@ class FeatureCache:
         self._name: str | None = None
         """Identifies the frozen part of the backbone in each key; None before the first call."""
 
-    def patches(self, pixels: Tensor, normalised: Tensor) -> Tensor:
+    def patches(self, pixels: Pixels, normalised: Pixels) -> Tensor:
         """Returns the backbone's output for images: patch states (N, P, D) after the last norm.
 
         Args:
-            pixels: (N, 3, H, W) uint8; the cache keys are computed from these pixels.
-            normalised: (N, 3, H, W) float, the same images, normalised for the backbone.
+            pixels: N images as uint8; the cache keys are computed from these pixels.
+            normalised: the same images as float, normalised for the backbone.
         """
         if self._name is None:
             self._name = self._check(normalised)
-        autocast = torch.get_autocast_dtype(pixels.device.type) if torch.is_autocast_enabled(pixels.device.type) else ""
-        names = [self._key(image, str(autocast)) for image in pixels.cpu().numpy()]
+        raw, floats = raw_pixels(pixels), raw_pixels(normalised)
+        autocast = torch.get_autocast_dtype(raw.device.type) if torch.is_autocast_enabled(raw.device.type) else ""
+        grids = pixels.grids if isinstance(pixels, NativeImages) else [None] * len(raw)
+        names = [
+            self._key(image, f"{autocast}" if grid is None else f"{autocast} {grid}")
+            for image, grid in zip(raw.cpu().numpy(), grids, strict=True)
+        ]
         cached = [self.cache.read(name, self._bytes) for name in names]
         missing = [index for index, content in enumerate(cached) if content is None]
-        states = normalised.new_empty(len(names), *self._shape)
+        states = floats.new_empty(len(names), *self._shape)
         for index, content in enumerate(cached):
             if content is not None:
                 state = np.frombuffer(content, np.float32).reshape(self._shape)
                 states[index] = torch.from_numpy(state.copy()).to(states)  # torch does not accept read-only memory
         if missing:
-            fresh = self._first_blocks(normalised[missing]).float()
+            fresh = self._first_blocks(select_images(normalised, missing)).float()
             states[missing] = fresh.to(states)
             for index, state in zip(missing, fresh.cpu().numpy(), strict=True):
                 self.cache.ensure(names[index], self._bytes, state.tobytes)
         return self.backbone.patches_after_block(normalised, self.blocks - 1, states)
 
-    def _key(self, image: np.ndarray, autocast: str) -> str:
-        return hashlib.sha256(f"{self._name} {autocast} {image.shape}\n".encode() + image.tobytes()).hexdigest()
+    def _key(self, image: np.ndarray, settings: str) -> str:
+        return hashlib.sha256(f"{self._name} {settings} {image.shape}\n".encode() + image.tobytes()).hexdigest()
 
     @torch.no_grad()
-    def _first_blocks(self, normalised: Tensor) -> Tensor:
+    def _first_blocks(self, normalised: Pixels) -> Tensor:
         """States (I, prefix + P, D) after the frozen blocks, or feature maps for a convolutional model."""
         return self.backbone.output_of_block(normalised, self.blocks - 1)
 
     @torch.no_grad()
-    def _check(self, normalised: Tensor) -> str:
+    def _check(self, normalised: Pixels) -> str:
         """Checks that running the frozen blocks and the other blocks separately gives the same states as running the whole
         backbone, and that the states of an image fit into the cache. Returns what identifies the frozen part."""
-        image = normalised[:1]
+        image = select_images(normalised, [0])
         with _evaluating(self.backbone.module):
             first = self._first_blocks(image)
             whole = self.backbone.patches(image)
@@ -110,7 +116,7 @@ class FeatureCache:
         module = self.backbone.module
         after = {name for name, _ in module.named_parameters()} - self.backbone.names_before(self.blocks)
         versions = [version(library) for library in ("torch", "timm", "transformers")]
-        return f"{identity(module, after)} {self.statistics} {normalised.dtype} {versions}"
+        return f"{identity(module, after)} {self.statistics} {raw_pixels(normalised).dtype} {versions}"
 
 
 @contextmanager

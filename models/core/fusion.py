@@ -4,7 +4,7 @@ paper)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -94,9 +94,15 @@ class FusionEncoder(BlockStack):
         return PackedTexts(self.fuse([FusionPass(texts, keys_values)])[0], texts.packing)
 
     def project_concepts(self, concepts: Concepts) -> KeysValues:
-        """Keys and values of whole images or videos, one row for each: first the mean of the patches, then the patches."""
-        assert concepts.patch_mask is None, "regions are projected by project_regions"
-        return self.project(concepts.states())
+        """Keys and values of whole images or videos, one row for each: first the mean of the patches, then the patches. No text
+        attends to padding."""
+        assert concepts.image_index is None, "regions are projected by project_regions"
+        projected = self.project(concepts.states())
+        real = concepts.real_patches()
+        if real is None:
+            return projected
+        see = F.pad(real, (1, 0), value=True)
+        return replace(projected, bias=attention_bias(see, linear_dtype(concepts.patches)))
 
     def project_regions(self, regions: Concepts, images: Concepts) -> tuple[KeysValues, KeysValues]:
         """Keys and values of R regions, and of the whole image of each region.
@@ -124,7 +130,9 @@ class FusionEncoder(BlockStack):
         gathered = torch.cat([region_mean.unsqueeze(1), image_mean.unsqueeze(1), patch_states], dim=1)
         layers = tuple((select_rows(keys, gathered), select_rows(values, gathered)) for keys, values in projected)
         see_region = F.pad(F.pad(regions.patch_mask, (1, 0), value=False), (1, 0), value=True)
-        see_image = F.pad(torch.ones_like(see_region[:, 1:]), (1, 0), value=False)
+        real = images.real_patches()
+        of_image = torch.ones_like(regions.patch_mask) if real is None else real.index_select(0, image_index)
+        see_image = F.pad(F.pad(of_image, (1, 0), value=True), (1, 0), value=False)
         dtype = linear_dtype(patches)
         return (
             KeysValues(layers, attention_bias(see_region, dtype)),

@@ -13,10 +13,11 @@ from batches.losses import Losses, Term
 from models.config import BoxSetConfig
 from models.core import losses
 from models.core.assignment import FREE, assign
-from models.core.backbones.positions import sincos_positions
+from models.core.backbones.positions import padded_sincos_positions, sincos_positions
 from models.core.heads import MLPHead
 from models.core.losses import at_least_float32
-from models.core.packing import PackedTexts
+from models.core.packing import PackedTexts, select_rows
+from models.core.vision import Concepts
 from models.flops import Lengths, linear_macs, step_flops
 
 CLASS_COST, L1_COST, GIOU_COST = 1.0, 5.0, 2.0
@@ -87,18 +88,24 @@ class BoxSetHead(nn.Module):
         self.register_buffer("cells", cells.flatten(0, 1)[chosen].logit(1e-3), persistent=False)
         self.register_buffer("positions", positions, persistent=False)
 
-    def forward(self, fused: PackedTexts, patches: Tensor) -> BoxSet:
+    def forward(self, fused: PackedTexts, images: Concepts, image_index: Tensor) -> BoxSet:
         """Predicts the boxes of N phrases.
 
         Args:
             fused: states of all tokens of the phrases, fused with their images.
-            patches: (N, P, D'), the patches of each phrase's image.
+            images: the I images.
+            image_index: (N,) int64, the index of each phrase's image.
         """
-        tokens, images = fused.padded(), self.patches(patches) + self.positions
-        mask = F.pad(fused.packing.mask, (0, images.shape[1]), value=True)
+        positions, real = self.positions, images.real_patches()
+        if images.grids is not None:
+            length, width = images.patches.shape[1], positions.shape[1]
+            positions = padded_sincos_positions(images.grids, length, width).to(positions.device)[image_index]
+        tokens, patches = fused.padded(), self.patches(select_rows(images.patches, image_index)) + positions
+        see = torch.ones_like(patches[..., 0], dtype=torch.bool) if real is None else real[image_index]
+        mask = torch.cat([fused.packing.mask, see], dim=1)
         states = self.decoder(
             self.queries.expand(len(tokens), -1, -1).to(tokens.dtype),
-            torch.cat([tokens, images.to(tokens.dtype)], dim=1),
+            torch.cat([tokens, patches.to(tokens.dtype)], dim=1),
             memory_key_padding_mask=~mask,
         )
         boxes = at_least_float32(self.box(states)) + self.cells

@@ -4,16 +4,17 @@ patch states after the last norm (section 3.2 of the paper)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from batches.images import Grid, NativeImages, Pixels, raw_pixels, real_patches
 from models.config import VideoConfig, VisionConfig
 from models.core.backbones import build_backbone, pixel_statistics
-from models.core.backbones.positions import sincos_positions
+from models.core.backbones.positions import padded_sincos_positions, sincos_positions
 from models.core.feature_cache import FeatureCache
 from models.core.packing import select_rows
 from optim.setup import stay_in_evaluation_mode
@@ -29,20 +30,52 @@ class Concepts:
 
     Attributes:
         patches: (I, P, D), patch states after the last norm, plus positions for videos and with ``model.vision.patch_positions``.
+            If images keep their aspect ratio, zeros follow the patches of smaller images.
         mean: (R, D), the mean of each concept's patches, which represents the concept as [CLS] represents a text.
         patch_mask: (R, P) bool, True = a patch of the concept; None if concept r is the whole image r.
         image_index: (R,) int64, the index of each concept's image; None if concept r is the whole image r.
+        grids: the rows and columns of patches of each image, if images keep their aspect ratio; None if all have the same.
     """
 
     patches: Tensor
     mean: Tensor
     patch_mask: Tensor | None = None
     image_index: Tensor | None = None
+    grids: tuple[Grid, ...] | None = None
 
     @staticmethod
-    def whole(patches: Tensor) -> Concepts:
-        """Creates concepts that are whole images or videos, from their patches (I, P, D)."""
-        return Concepts(patches, patches.mean(dim=1))
+    def whole(patches: Tensor, grids: tuple[Grid, ...] | None = None) -> Concepts:
+        """Creates concepts that are whole images or videos, from their patches (I, P, D), of which padding is zero."""
+        if grids is None:
+            return Concepts(patches, patches.mean(dim=1))
+        counts = real_patches(grids, patches.shape[1], patches.device).sum(dim=1, keepdim=True)
+        return Concepts(patches, patches.sum(dim=1) / counts, grids=grids)
+
+    @staticmethod
+    def of_states(states: Tensor, grids: tuple[Grid, ...] | None = None) -> Concepts:
+        """Returns the whole images or videos whose :meth:`states` are ``states`` (I, 1 + P, D)."""
+        return Concepts(states[:, 1:], states[:, 0], grids=grids)
+
+    @staticmethod
+    def cat(images: Sequence[Concepts]) -> Concepts:
+        """Concatenates whole images or videos."""
+        grids = tuple(grid for each in images for grid in each.grids or ())
+        return Concepts(
+            torch.cat([each.patches for each in images]), torch.cat([each.mean for each in images]), grids=grids or None
+        )
+
+    def each(self) -> list[Concepts]:
+        """Returns each whole image or video on its own."""
+        return [
+            Concepts(self.patches[[row]], self.mean[[row]], grids=None if self.grids is None else (self.grids[row],))
+            for row in range(len(self.mean))
+        ]
+
+    def real_patches(self) -> Tensor | None:
+        """Returns which patches of the I images are not padding, (I, P) bool; None if there is no padding."""
+        if self.grids is None:
+            return None
+        return real_patches(self.grids, self.patches.shape[1], self.patches.device)
 
     def states(self) -> Tensor:
         """Returns the states in the published layout (R, 1 + P, D): the ``mean`` of each concept, then a copy of all patches of
@@ -76,26 +109,38 @@ class VisionEncoder(nn.Module):
         self.register_buffer("patch_positions", positions, persistent=False)
         self.register_parameter("frame_positions", _frame_table(config.video, self.width) if config.video else None)
 
-    def forward(self, pixels: Tensor) -> Concepts:
+    def forward(self, pixels: Pixels) -> Concepts:
         """Encodes whole images or videos. ``pixels`` is one of the batches of :meth:`encode`."""
         return self.encode([pixels])[0]
 
-    def encode(self, batches: Sequence[Tensor]) -> list[Concepts]:
+    def encode(self, batches: Sequence[Pixels]) -> list[Concepts]:
         """Encodes several batches of whole images or videos in one pass of the backbone.
 
         Args:
-            batches: images (I, 3, H, W) or videos (I, F, 3, H, W), as uint8 in 0..255 or as normalised floats.
+            batches: images (I, 3, H, W), videos (I, F, 3, H, W), or images that keep their aspect ratio, as uint8 in 0..255 or as
+                normalised floats.
         """
-        dtypes = {pixels.dtype for pixels in batches}
+        native = [pixels for pixels in batches if isinstance(pixels, NativeImages)]
+        if native:
+            parts = self.patches(NativeImages.cat(native)).split([len(images) for images in native])
+            return [Concepts.whole(part, images.grids) for part, images in zip(parts, native, strict=True)]
+        fixed = [pixels for pixels in batches if isinstance(pixels, Tensor)]
+        dtypes = {pixels.dtype for pixels in fixed}
         assert len(dtypes) == 1, (
             f"batches of dtypes {dtypes}: uint8 pixels have not been normalised yet, but floats have"
         )
-        frames = self.patches(torch.cat([pixels.flatten(0, -4) for pixels in batches]))
-        batch_patches = frames.split([pixels.shape[:-3].numel() for pixels in batches])
+        frames = self.patches(torch.cat([pixels.flatten(0, -4) for pixels in fixed]))
+        batch_patches = frames.split([pixels.shape[:-3].numel() for pixels in fixed])
         return [
-            self.video(patches.unflatten(0, pixels.shape[:2])) if pixels.dim() == 5 else Concepts.whole(patches)
-            for pixels, patches in zip(batches, batch_patches, strict=True)
+            self.video(patches.unflatten(0, pixels.shape[:2])) if pixels.dim() == 5 else self._whole(patches, pixels)
+            for pixels, patches in zip(fixed, batch_patches, strict=True)
         ]
+
+    def _whole(self, patches: Tensor, pixels: Tensor) -> Concepts:
+        """Creates whole images (I, 3, H, W) from their patches."""
+        if self.vision_backbone.native is None:
+            return Concepts.whole(patches)
+        return Concepts.whole(patches, (self.vision_backbone.grid_of(pixels),) * len(pixels))
 
     def video(self, patches: Tensor) -> Concepts:
         """Combines the patches (I, F, P, D) of frames into videos. The position embedding of a frame is added to its patches.
@@ -111,17 +156,26 @@ class VisionEncoder(nn.Module):
         patches = patches + self.frame_positions[:, :frames]
         return Concepts.whole(patches.mean(dim=1) if self.config.video.pooling == "mean" else patches.flatten(1, 2))
 
-    def patches(self, pixels: Tensor) -> Tensor:
+    def patches(self, pixels: Pixels) -> Tensor:
         """Patch states (I, P, D) of ``pixels`` (I, 3, H, W) after the last norm, in row-major order. With
-        ``model.vision.patch_positions``, sine-cosine positions are added to them."""
-        original = pixels
-        if pixels.dtype == torch.uint8:
-            pixels = (pixels.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
-        if self.features is not None and original.dtype == torch.uint8:
-            patches = self.features.patches(original, pixels)
+        ``model.vision.patch_positions``, sine-cosine positions are added to them. If images keep their aspect ratio, the states
+        of padding are zero."""
+        raw = raw_pixels(pixels)
+        normalised = pixels
+        if raw.dtype == torch.uint8:
+            values = (raw.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
+            normalised = replace(pixels, patches=values) if isinstance(pixels, NativeImages) else values
+        if self.features is not None and raw.dtype == torch.uint8:
+            patches = self.features.patches(pixels, normalised)
         else:
-            patches = self.vision_backbone.patches(pixels)
-        return patches if self.patch_positions is None else patches + self.patch_positions
+            patches = self.vision_backbone.patches(normalised)
+        if self.patch_positions is None:
+            return patches
+        if not isinstance(pixels, NativeImages):
+            grid = self.vision_backbone.grid_of(pixels)
+            fixed = grid == self.grid
+            return patches + (self.patch_positions if fixed else sincos_positions(*grid, self.width).to(patches))
+        return patches + padded_sincos_positions(pixels.grids, patches.shape[1], self.width).to(patches)
 
     @property
     def blocks_to_shard(self) -> list[nn.Module]:
@@ -204,7 +258,7 @@ class VisionEncoder(nn.Module):
         weights.scatter_(1, image_index.view(-1, 1, 1).expand(-1, 1, length), patch_weights.unsqueeze(1))
         with torch.autocast(patches.device.type, enabled=False):  # the weights would be rounded
             mean = weights.view(-1, count * length) @ patches.reshape(count * length, width)
-        return Concepts(patches, mean, patch_mask, image_index)
+        return Concepts(patches, mean, patch_mask, image_index, images.grids)
 
 
 def _frame_table(config: VideoConfig, width: int) -> nn.Parameter:

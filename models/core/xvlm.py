@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from batches.images import Pixels
 from batches.texts import Text
 from models.config import ModelConfig
 from models.core.fusion import FusionEncoder
@@ -28,7 +29,7 @@ class XVLM(nn.Module):
         self.fusion = FusionEncoder(config.fusion, self.text.block_config, self.vision.width)
 
     def encode(
-        self, pixels: Tensor | None, text: Text, image_of_text: Tensor | None = None
+        self, pixels: Pixels | None, text: Text, image_of_text: Tensor | None = None
     ) -> tuple[PackedTexts, KeysValues | None]:
         """Encodes N texts, and projects the images that they attend to into keys and values.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from batches.base import IGNORE
 from batches.captioning import CaptioningBatch, LeftToRightText
+from batches.images import Pixels
 from batches.losses import Losses, Term, Work
 from models.config import CaptioningLossConfig, DecodingConfig, ModelConfig
 from models.core import losses
@@ -79,7 +80,7 @@ class CaptioningModel(XVLM):
         fused = self.cost.fuse_pairs(tokens, frames_of(batch.pixels), queries=None)
         return fused + Work(flops=self.cost.head("word_head", int(predicted.sum())))
 
-    def project_images(self, pixels: Tensor) -> KeysValues:
+    def project_images(self, pixels: Pixels) -> KeysValues:
         """Projects images (I, 3, H, W) to the keys and values that captions attend to."""
         return self.fusion.project_concepts(self.vision(pixels))
 

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from batches.grounding import GroundingBatch
+from batches.images import Pixels
 from batches.losses import Losses, Term, Work
 from batches.texts import Text
 from models.config import GroundingModelConfig
 from models.core import losses
 from models.core.heads import BoxHead
-from models.core.packing import PackedTexts, select_rows
+from models.core.packing import PackedTexts
 from models.core.set_head import BoxSet, BoxSetHead, box_set_losses
 from models.core.vision import Concepts
 from models.core.xvlm import XVLM
@@ -59,12 +60,12 @@ class GroundingModel(XVLM):
             return self.cost.fuse_pairs(tokens, queries=tokens) + head
         return self.cost.fuse_pairs(tokens) + Work(flops=self.cost.head("box_head", len(tokens)))
 
-    def locate(self, pixels: Tensor, text: Text) -> Tensor:
+    def locate(self, pixels: Pixels, text: Text) -> Tensor:
         """Predicts one box for each of N texts with the published head. ``pixels`` (N, 3, H, W) contains the image of each text.
         Returns boxes (N, 4), as (cx, cy, w, h) in 0..1."""
         return self.box_head(self.fusion.cls(*self.encode(pixels, text)))
 
-    def locate_all(self, pixels: Tensor, text: Text) -> BoxSet:
+    def locate_all(self, pixels: Pixels, text: Text) -> BoxSet:
         """Predicts a set of boxes for each of N texts. ``pixels`` (N, 3, H, W) contains the image of each text."""
         concepts = self.vision(pixels)
         (texts,) = self.text([text])
@@ -74,4 +75,4 @@ class GroundingModel(XVLM):
         """Predicts a set of boxes for each of N encoded texts. Text n is located in image ``image_index[n]``."""
         assert self.set_head is not None, "the model was built without box_set"
         fused = self.fusion.tokens(texts, self.fusion.project_concepts(images).select(image_index))
-        return self.set_head(fused, select_rows(images.patches, image_index))
+        return self.set_head(fused, images, image_index)

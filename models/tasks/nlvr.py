@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from batches.images import Pixels
 from batches.losses import Losses, Term, Work
 from batches.nlvr import StatementBatch
 from batches.texts import Text
@@ -47,7 +48,7 @@ class NLVRModel(XVLM):
         flops += self.images * self.cost.fusion.run(tokens, keys, queries=1) + self.cost.head("classifier", statements)
         return Work(statements, images, int(tokens.sum()), flops)
 
-    def classify(self, pixels: Tensor, text: Text) -> Tensor:
+    def classify(self, pixels: Pixels, text: Text) -> Tensor:
         """Returns the logits (N, C) of the classes of N statements.
 
         ``pixels`` (images * N, 3, H, W) contains all first (left) images, then all second (right) images.

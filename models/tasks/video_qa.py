@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from batches.base import IGNORE
+from batches.images import Pixels
 from batches.losses import Losses, Term, Work
 from batches.questions import ClassifiedBatch
 from batches.texts import Text
@@ -49,7 +50,7 @@ class VideoQAModel(XVLM):
 
     def classify(
         self,
-        pixels: Tensor | None,
+        pixels: Pixels | None,
         text: Text,
         video_of_question: Tensor | None = None,
     ) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from batches.base import IGNORE
+from batches.images import Pixels
 from batches.losses import Losses, Term, Work
 from batches.questions import QuestionBatch
 from batches.texts import Text
@@ -148,7 +149,7 @@ class VQAModel(XVLM):
         fused = self.cost.fuse_pairs(questions, queries=None, images=images_of(batch))
         return fused + Work(tokens=int(answers.sum()), flops=flops)
 
-    def fuse_questions(self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None) -> PackedTexts:
+    def fuse_questions(self, pixels: Pixels, text: Text, image_of_question: Tensor | None = None) -> PackedTexts:
         """Fuses N questions with their images. For the arguments, see :meth:`models.core.xvlm.XVLM.encode`."""
         return self.fusion.tokens(*self.encode(pixels, text, image_of_question))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from batches.base import IGNORE
 from batches.captioning import LeftToRightText
+from batches.images import NativeImages, Pixels
 from batches.pretraining import PretrainBatch, RegionBatch
 from batches.texts import MaskedText, Text
 from models.config import PUBLISHED_PIXELS
@@ -102,9 +103,11 @@ def drawn_boxes(boxes: Tensor) -> tuple[PairOfBoxes, ...]:
     )
 
 
-def images_of(pixels: Tensor, row: int, count: int) -> list[np.ndarray]:
+def images_of(pixels: Pixels, row: int, count: int) -> list[np.ndarray]:
     """Returns the images of an example: frames of a video or, with K images per example, one from each of the K parts of the
     batch."""
+    if isinstance(pixels, NativeImages):
+        return [as_image(image[0]) for image in pixels.each_raster()[row::count]]
     shown = pixels[row] if pixels.dim() == 5 else pixels[row::count]
     return [as_image(image) for image in shown]
 

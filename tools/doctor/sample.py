@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchvision.ops import box_area, box_convert
 
 from batches.base import Batch, BrokenRecord
@@ -19,6 +18,7 @@ from dataset.broken import remedy_for
 from dataset.config import VideoStreamConfig
 from dataset.tasks.streams.wordings import ADD_SOURCES, FEW_HARD_NEGATIVES
 from engine.devices import ASSUMED_UTILISATION, peak_of
+from models.flops import frames_of
 from tasks.config import PretrainConfig
 from tasks.prepared import NotCheckedError
 from tools.doctor.findings import Report
@@ -214,8 +214,8 @@ def needed_per_second(subject: Subject) -> float | None:
 def images_in(batch: Any) -> int:
     """Returns the number of images and frames in a batch."""
     parts = list(batch.by_stream().values()) if isinstance(batch, PretrainBatch) else [batch]
-    pixels = {id(part.pixels): part.pixels for part in parts if isinstance(getattr(part, "pixels", None), Tensor)}
-    return sum(math.prod(tensor.shape[:-3]) for tensor in pixels.values())  # streams may share their images
+    pixels = {id(part.pixels): part.pixels for part in parts if hasattr(part, "pixels")}
+    return sum(len(each) * frames_of(each) for each in pixels.values())  # streams may share their images
 
 
 def check_unknown(subject: Subject, report: Report) -> None:

@@ -6,23 +6,27 @@ import torch
 from torch import Tensor
 
 from batches.captioning import LeftToRightText
+from batches.images import NativeImages, Pixels, stack_views
 from batches.texts import MaskedText, Text
 from models.config import VisionConfig
-from utils.image_size import sides_of
+from utils.image_size import sides_for
 
 FIRST_WORD = 3
 """Smallest token id that is neither padding nor [CLS] in any model family."""
 
 
-def images(count: int, vision: VisionConfig) -> Tensor:
+def images(count: int, vision: VisionConfig) -> Pixels:
     """Returns N black images, (N, 3, S, S) uint8."""
-    return torch.zeros(count, 3, *sides_of(vision.image_size), dtype=torch.uint8)
+    image = torch.zeros(3, *sides_for(vision.image_size, 1, 1), dtype=torch.uint8)
+    return stack_views([image] * count, vision.image_size)
 
 
-def images_or_videos(count: int, vision: VisionConfig) -> Tensor:
+def images_or_videos(count: int, vision: VisionConfig) -> Pixels:
     """Returns N black images, or for a video model, N black videos, (N, F, 3, S, S) uint8."""
     still = images(count, vision)
-    return still if vision.video is None else still.unsqueeze(1).repeat(1, vision.video.frames, 1, 1, 1)
+    if vision.video is None or isinstance(still, NativeImages):
+        return still
+    return still.unsqueeze(1).repeat(1, vision.video.frames, 1, 1, 1)
 
 
 def token_ids(count: int, tokens: int, vocabulary: int) -> Tensor:

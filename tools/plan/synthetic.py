@@ -138,7 +138,7 @@ def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedTex
     return RegionBatch(
         pixels=parts.images(len(counts), vision.config),
         image_index=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts), output_size=count),
-        patch_mask=torch.ones(count, vision.grid[0] * vision.grid[1], dtype=torch.bool),
+        patch_mask=torch.ones(count, vision.vision_backbone.max_patches, dtype=torch.bool),
         boxes_cxcywh=torch.full((count, 4), 0.5),
         is_image=torch.zeros(count, dtype=torch.bool),
         several_boxes=torch.zeros(count, dtype=torch.bool),

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from batches.images import Pixels, stack_views
 from batches.texts import Text
 from models.inference.reranking import TextBank
-from utils.image_size import sides_of
+from utils.image_size import sides_for
 from x2vlm.model import Model
 from x2vlm.runtime import Runtime
 
@@ -43,13 +44,15 @@ def difference(expected: Tensor, found: Tensor) -> float:
     return float((expected - found).abs().max() / expected.abs().max().clamp(min=1))
 
 
-def random_inputs(model: Model, count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Text]:
+def random_inputs(model: Model, count: int, length: int, generator: torch.Generator) -> tuple[Pixels, Text]:
     """Returns the pixels of ``count`` random images, and ``count`` random texts, the first and longest of which has ``length``
     tokens."""
     vision = model.settings.model.vision
     frames = () if vision.video is None else (vision.video.frames,)
-    shape = (count, *frames, 3, *sides_of(vision.image_size))
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    # If images keep their aspect ratio, each has a different one.
+    shapes = [(*frames, 3, *sides_for(vision.image_size, 1 + index % 3, 2)) for index in range(count)]
+    images = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for shape in shapes]
+    pixels = stack_views(images, vision.image_size)
     pad = model.text.pad_id
     ids = torch.randint(0, len(model.tokenizer) - 1, (count, length), generator=generator)
     ids += ids >= pad  # any token except padding
@@ -59,19 +62,19 @@ def random_inputs(model: Model, count: int, length: int, generator: torch.Genera
     return pixels, Text(ids.where(mask, torch.tensor(pad)), mask, int(lengths.sum()))
 
 
-def _results(model: Model, runtime: Runtime, pixels: Tensor, text: Text) -> Iterator[tuple[str, Tensor]]:
+def _results(model: Model, runtime: Runtime, pixels: Pixels, text: Text) -> Iterator[tuple[str, Tensor]]:
     """Yields all results that the model's calls use, by name."""
     images, texts = runtime.image_states(pixels), runtime.text_states(text)
-    yield "image states", images
+    yield "image states", images.states()
     yield "text states", texts.padded() * text.mask.unsqueeze(2)
     if model.takes("match"):
         yield "image embeddings", runtime.image_embeddings(pixels)
         yield "text embeddings", runtime.text_embeddings(text)
         all_texts = torch.arange(len(text.ids))
-        margins = torch.stack(runtime.margins(images, [all_texts] * len(images), TextBank.of([texts])))
+        margins = torch.stack(runtime.margins(images, [all_texts] * len(pixels), TextBank.of([texts])))
         yield "matching probabilities", margins.sigmoid()
     if model.takes("locate"):
-        boxes, scores = runtime.locate(images, texts, torch.arange(len(images)) // 2)  # two texts per image
+        boxes, scores = runtime.locate(images, texts, torch.arange(len(pixels)) // 2)  # two texts per image
         yield "boxes", torch.tensor(boxes)
         if scores[0] is not None:
             yield "boxes' probabilities", torch.tensor(scores)

@@ -31,7 +31,7 @@ from models.reference import Padded, add_and_norm, attend, encode
 from models.tasks.grounding import GroundingModel
 from utils.errors import UserError, reason_of
 from utils.extras import require
-from utils.image_size import sides_of
+from utils.image_size import NativeSize, sides_for
 from x2vlm.export.files import (
     BOX,
     FUSION,
@@ -61,8 +61,8 @@ Axes = Mapping[int, Dim]
 
 
 class ImageGraph(nn.Module):
-    """Maps pixels (N, 3, S, S) uint8, or (N, F, 3, S, S) for videos, to states (N, K, D) and, if the model has them, embeddings
-    (N, E)."""
+    """Maps pixels (N, 3, H, W) uint8, or (N, F, 3, H, W) for videos, to states (N, K, D) and, if the model has them, embeddings
+    (N, E). If images keep their aspect ratio, H and W are any multiples of the patch size."""
 
     def __init__(self, network: XVLM):
         super().__init__()
@@ -177,11 +177,15 @@ def write_graphs(network: XVLM, folder: Path, name: str) -> None:
 
 def write_image_graph(network: XVLM, path: Path, name: str) -> None:
     """Writes the graph of the image encoder. Raises the same errors as :func:`write_graphs`."""
-    sides, video = sides_of(network.vision.config.image_size), network.vision.config.video
+    size, video = network.vision.config.image_size, network.vision.config.video
     frames = () if video is None else (video.frames,)
-    pixels = torch.zeros(EXAMPLES, *frames, 3, *sides, dtype=torch.uint8)
+    axes: dict[int, Any] = {0: Dim("batch")}
+    if isinstance(size, NativeSize):
+        rows, columns = (Dim(name, min=1, max=size.max_patches) for name in ("rows", "columns"))
+        axes |= {2: size.patch_size * rows, 3: size.patch_size * columns}
+    pixels = torch.zeros(EXAMPLES, *frames, 3, *sides_for(size, 2, 3), dtype=torch.uint8)
     named = f"{name}: its image encoder ({network.config.vision.backbone})"
-    _write(path, ImageGraph(network), {PIXELS: (pixels, {0: Dim("batch")})}, named)
+    _write(path, ImageGraph(network), {PIXELS: (pixels, axes)}, named)
 
 
 def write_text_graph(network: XVLM, path: Path, name: str) -> None:
@@ -198,6 +202,8 @@ def write_fusion_graph(network: XVLM, path: Path, name: str) -> None:
     texts = torch.zeros(EXAMPLES, 2, 7, network.text.width)
     images = torch.zeros(EXAMPLES, *TorchRuntime(network, "fp32").state_shape)
     text_axes, image_axes = {0: Dim("batch"), 1: Dim("texts"), 2: Dim("length")}, {0: Dim("batch")}
+    if isinstance(network.vision.config.image_size, NativeSize):
+        image_axes[1] = Dim("states")
     inputs = {
         TEXT_STATES: (texts, text_axes),
         TEXT_MASK: (torch.ones(texts.shape[:3], dtype=torch.bool), text_axes),

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from batches.images import Pixels
 from batches.texts import Text
 from models.core.packing import PackedTexts, Packing
+from models.core.vision import Concepts
 from models.inference.reranking import TextBank, score_each
 from utils.errors import UserError, reason_of
 from utils.extras import require
 from utils.image_size import ImageSize, grid_of
-from x2vlm.boxes import region_masks
+from x2vlm.boxes import grids_of, region_masks
 from x2vlm.export.files import (
     BOX,
     FUSION,
@@ -85,7 +87,7 @@ class OnnxRuntime:
     device = torch.device("cpu")
 
     def __init__(self, folder: Path, metadata: Metadata, image_size: ImageSize):
-        self.metadata, self.image_size = metadata, image_size
+        self.metadata, self.grid = metadata, grid_of(image_size, metadata.patch_size)
         self.image, self.text, self.fusion = (Graph(folder / name) for name in (IMAGE, TEXT, FUSION))
 
     @property
@@ -109,13 +111,19 @@ class OnnxRuntime:
         """No context is needed."""
         return nullcontext()
 
-    def image_states(self, pixels: Tensor) -> Tensor:
+    def image_states(self, pixels: Pixels) -> Concepts:
         """See :class:`~x2vlm.runtime.Runtime`."""
-        return self.image(IMAGE_STATES, **{PIXELS: pixels})[0]
+        if isinstance(pixels, Tensor):
+            return Concepts.of_states(self.image(IMAGE_STATES, **{PIXELS: pixels})[0])
+        states = [self.image(IMAGE_STATES, **{PIXELS: image})[0][0] for image in pixels.each_raster()]
+        count = self.metadata.state_shape[0]
+        padded = [F.pad(each, (0, 0, 0, count - len(each))) for each in states]
+        return Concepts.of_states(torch.stack(padded), pixels.grids)
 
-    def image_embeddings(self, pixels: Tensor) -> Tensor:
+    def image_embeddings(self, pixels: Pixels) -> Tensor:
         """See :class:`~x2vlm.runtime.Runtime`."""
-        return self.image(IMAGE_EMBEDDING, **{PIXELS: pixels})[0]
+        images = [pixels] if isinstance(pixels, Tensor) else pixels.each_raster()
+        return torch.cat([self.image(IMAGE_EMBEDDING, **{PIXELS: image})[0] for image in images])
 
     def text_states(self, text: Text) -> PackedTexts:
         """See :class:`~x2vlm.runtime.Runtime`."""
@@ -127,40 +135,42 @@ class OnnxRuntime:
         """See :class:`~x2vlm.runtime.Runtime`."""
         return self.text(TEXT_EMBEDDING, **{IDS: text.ids, MASK: text.mask})[0]
 
-    def margins(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
+    def margins(self, images: Concepts, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
         """See :class:`~x2vlm.runtime.Runtime`."""
 
+        each = images.each()
+
         def score(image: int, candidates: PackedTexts) -> Tensor:
-            return self._fuse((MARGIN,), candidates, images[image : image + 1])[0][0]
+            return self._fuse((MARGIN,), candidates, *_states_and_mask(each[image]))[0][0]
 
         return score_each(score, texts, bank)
 
-    def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
+    def locate(self, images: Concepts, texts: PackedTexts, image_index: Tensor) -> Located:
         """See :class:`~x2vlm.runtime.Runtime`."""
-        boxes = torch.empty(len(image_index), 4)
+        boxes, each = torch.empty(len(image_index), 4), images.each()
         for image in image_index.unique().tolist():
             (phrases,) = torch.where(image_index == image)
-            boxes[phrases] = self._fuse((BOX,), texts.select(phrases), images[image : image + 1])[0][0]
+            boxes[phrases] = self._fuse((BOX,), texts.select(phrases), *_states_and_mask(each[image]))[0][0]
         scores: list[float | None] = [None] * len(boxes)
         if MARGIN in self.fusion.outputs:
             scores = list(self._refined_regions(texts, images, boxes, image_index)[0].tolist())
         return boxes.tolist(), scores
 
-    def locate_all(self, images: Tensor, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
+    def locate_all(self, images: Concepts, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
         """See :class:`~x2vlm.runtime.Runtime`."""
 
         def refine(boxes: Tensor, phrases: Tensor) -> tuple[Tensor, Tensor]:
             return self._refined_regions(texts.select(phrases), images, boxes, image_index[phrases])
 
         best = zip(*self.locate(images, texts, image_index), strict=True)
-        return matching_boxes(refine, grid_of(self.image_size, self.metadata.patch_size), list(best), threshold)
+        return matching_boxes(refine, grids_of(images, self.grid, image_index), list(best), threshold)
 
     def _refined_regions(
-        self, texts: PackedTexts, images: Tensor, boxes: Tensor, image_index: Tensor
+        self, texts: PackedTexts, images: Concepts, boxes: Tensor, image_index: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See :func:`x2vlm.boxes.refined_regions`; ``images`` (I, 1 + P, D) are states as in :class:`~x2vlm.runtime.Runtime`."""
-        masks = region_masks(boxes, self.image_size, self.metadata.patch_size)
-        patches = images[image_index, 1:]
+        """See :func:`x2vlm.boxes.refined_regions`."""
+        patches = images.patches[image_index]
+        masks = region_masks(boxes, grids_of(images, self.grid, image_index), patches.shape[1])
         weights = masks.float() / masks.sum(dim=1, keepdim=True)
         regions = torch.cat([weights.unsqueeze(1) @ patches, patches], dim=1)
         margins, refined = self._fuse((MARGIN, BOX), texts, regions, F.pad(masks, (1, 0), value=True))
@@ -179,3 +189,9 @@ class OnnxRuntime:
             IMAGE_MASK: torch.ones(images.shape[:2], dtype=torch.bool) if mask is None else mask,
         }
         return self.fusion(*wanted, **inputs)
+
+
+def _states_and_mask(image: Concepts) -> tuple[Tensor, Tensor | None]:
+    """Returns the states (1, K, D) of an image, and which of them are not padding, (1, K); None if there is no padding."""
+    real = image.real_patches()
+    return image.states(), None if real is None else F.pad(real, (1, 0), value=True)

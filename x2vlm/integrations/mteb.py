@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from dataset.text.loading import token_ids_digest
+from models.core.vision import Concepts
 from utils.errors import UserError
 from utils.extras import install_command
 from x2vlm.base import LoadedModel, Matcher
@@ -219,7 +220,7 @@ class _Items:
         texts = [] if self.are_images else list(_texts(rows))
         self.has_words = np.array(have_words(model, texts), bool)
         self.texts = [text if read else NO_WORDS for text, read in zip(texts, self.has_words, strict=True)]
-        self._states: dict[int, Tensor] = {}
+        self._states: dict[int, Concepts] = {}
         self._embeddings: np.ndarray | None = None
         count, width = model.runtime.state_shape
         self._kept = int(cache_gb * 1e9 / (4 * count * width))
@@ -253,15 +254,15 @@ class _Items:
                 self._embeddings = np.concatenate(part_embeddings) * self.has_words[:, None]
         return self._embeddings
 
-    def states(self, rows: Sequence[int]) -> Tensor:
-        """Returns the states (rows, K, D) of images. The states of the first images are cached, as far as ``cache_gb`` allows."""
+    def states(self, rows: Sequence[int]) -> Concepts:
+        """Returns the states of images. The states of the first images are cached, as far as ``cache_gb`` allows."""
         new = [row for row in rows if row not in self._states]
-        fresh: dict[int, Tensor] = {}
+        fresh: dict[int, Concepts] = {}
         if new:
             views = self.model.views([self._image(row) for row in new])
             with self.model.runtime.running():
-                fresh = dict(zip(new, self.model.runtime.image_states(self.model.pixels(views)), strict=True))
-        found = torch.stack([fresh[row] if row in fresh else self._states[row] for row in rows])
+                fresh = dict(zip(new, self.model.runtime.image_states(self.model.pixels(views)).each(), strict=True))
+        found = Concepts.cat([fresh[row] if row in fresh else self._states[row] for row in rows])
         for row, states in fresh.items():
             if len(self._states) < self._kept:
                 self._states[row] = states

@@ -22,6 +22,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from batches.images import Pixels
 from batches.texts import Text
 from engine.config import PrecisionName
 from models.inference.reranking import TextBank
@@ -117,7 +118,7 @@ class _X2VLMModule(InputModule):
         text = self.model.tokens([(prompt or "") + each for each in texts])
         return {"ids": text.ids, "mask": text.mask}
 
-    def _pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
+    def _pixels(self, images: Sequence[Any]) -> dict[str, Pixels]:
         return {"pixels": self.model.pixels(self.model.views(images))}
 
 

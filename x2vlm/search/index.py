@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batches.images import Grid
 from models.config import AligningConfig
+from models.core.vision import Concepts
 from utils.block_cache import BlockCache
 from utils.errors import UserError
 from utils.files import cache_folder
+from utils.image_size import NativeSize
 from x2vlm.base import Matcher
 from x2vlm.boxes import Box, in_pixels
 from x2vlm.matching import formatted_scores, probabilities, sums
@@ -245,29 +248,36 @@ class ImageIndex:
         size = self.model.batch_size
         return (hits[start : start + size] for start in range(0, len(hits), size))
 
-    def _states(self, hits: Sequence[Hit]) -> Tensor:
-        """Returns the mean patch and the patches of N images, (N, 1 + P, D), on the network's device."""
-        return torch.stack([self._tokens(hit) for hit in hits]).to(self.model.runtime.device)
+    def _states(self, hits: Sequence[Hit]) -> Concepts:
+        """Returns the mean patch and the patches of images on the network's device."""
+        device = self.model.runtime.device
+        tokens, grids = zip(*(self._tokens(hit) for hit in hits), strict=True)
+        return Concepts.of_states(torch.stack(tokens).to(device), None if None in grids else grids)
 
-    def _tokens(self, hit: Hit) -> Tensor:
-        """Returns the mean patch and the patches of an image, (1 + P, D) float32.
+    def _tokens(self, hit: Hit) -> tuple[Tensor, Grid | None]:
+        """Returns the mean patch and the patches of an image, (1 + P, D) float32, and its rows and columns of patches if images
+        keep their aspect ratio.
 
         The fusion encoder's keys and values are recomputed from these tokens, because caching keys and values would take twice as
         much disk space for every layer.
         """
         model, shape = self.model, self.model.runtime.state_shape
-        size = 4 * shape[0] * shape[1]
+        native = isinstance(model.settings.model.vision.image_size, NativeSize)
+        size = 4 * (shape[0] * shape[1] + 2 * native)  # the grid follows the states
 
         def encode() -> bytes:
             with model.runtime.running():
                 states = model.check_finite(model.runtime.image_states(model.pixels([model.read(hit.path)])))
-            tokens: bytes = states[0].float().cpu().numpy().tobytes()
+            (grid,) = states.grids or ((),)
+            content = np.concatenate([states.states().float().cpu().numpy().ravel(), np.array(grid, np.float32)])
+            tokens: bytes = content.tobytes()
             return tokens
 
-        if self._cache is None:
-            return torch.frombuffer(bytearray(encode()), dtype=torch.float32).view(shape)
         name = hashlib.blake2b(f"{self._weights} {hit.content}".encode(), digest_size=20).hexdigest()
-        return torch.frombuffer(bytearray(self._cache.get(name, size, encode)), dtype=torch.float32).view(shape)
+        content = encode() if self._cache is None else self._cache.get(name, size, encode)
+        numbers = torch.frombuffer(bytearray(content), dtype=torch.float32)
+        tokens = numbers[: shape[0] * shape[1]].view(shape)
+        return tokens, (int(numbers[-2]), int(numbers[-1])) if native else None
 
     @cached_property
     def _copies(self) -> dict[int, list[IndexedImage]]:

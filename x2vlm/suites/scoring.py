@@ -15,7 +15,7 @@ from dataset.broken import BrokenRecordError
 from dataset.media.encoded import decode
 from dataset.media.sources import ImageSource
 from utils.errors import UserError
-from utils.image_size import sides_of
+from utils.image_size import sides_for
 from utils.progress import progress_bar
 from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import View
@@ -113,7 +113,7 @@ def all_scores(model: LoadedModel, cosines: np.ndarray, margins: np.ndarray) -> 
 
 def grey_view(model: LoadedModel) -> View:
     """Returns the image that the text-only baseline sees."""
-    height, width = sides_of(model.settings.model.vision.image_size)
+    height, width = sides_for(model.settings.model.vision.image_size, 1, 1)
     return model.read(PILImage.new("RGB", (width, height), (GREY, GREY, GREY)))
 
 

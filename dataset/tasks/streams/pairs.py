@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from batches.images import stack_views
 from batches.pretraining import ImageTextBatch, VideoTextBatch
 from dataset.config import ImageStreamConfig, VideoStreamConfig
 from dataset.examples import Account, RecordStream, filled, readable_records
-from dataset.media.augment import stack_views
 from dataset.media.sources import VideoSource
 from dataset.media.video import check_backend
 from dataset.media.views import TrainingView
@@ -57,7 +57,7 @@ class ImageStream:
         rows, valid = filled(examples, lambda: (self.view.filler(), EncodedWording(self.text.filler())))
         views, wordings = [view for view, _ in rows], [wording for _, wording in rows]
         return ImageTextBatch(
-            stack_views(views),
+            stack_views(views, self.view.image_size),
             self.text.collate([wording.text for wording in wordings]),
             valid,
             self.text_maker.stacked_long_texts(wordings),
@@ -105,7 +105,7 @@ class VideoStream:
         examples = self.source.examples(number, account, self.example)
         rows, valid = filled(examples, lambda: (self.view.filler(), self.text.filler()))
         views, texts = [view for view, _ in rows], [text for _, text in rows]
-        return VideoTextBatch(stack_views(views), self.text.collate(texts), valid)
+        return VideoTextBatch(stack_views(views, self.view.image_size), self.text.collate(texts), valid)
 
     def example(self, raw: RawRecord, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
         """Builds the views and the text of a clip.

@@ -9,12 +9,14 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from batches.images import stack_views
 from batches.pretraining import RegionBatch
 from dataset.broken import BrokenRecordError
 from dataset.config import RegionStreamConfig
 from dataset.examples import Account, RecordStream, readable_records
-from dataset.media.augment import RandAugment, hflip, resize, stack_views
+from dataset.media.augment import RandAugment, hflip, resize
 from dataset.media.encoded import PixelState, for_boxes
 from dataset.media.views import black
 from dataset.records.boxes import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
@@ -22,7 +24,7 @@ from dataset.records.schema import Box, Description, ImageKeys, ImageRecord, Raw
 from dataset.shards.samplers import sample_rng
 from dataset.tasks.streams.wordings import Described, EncodedWording, HardNegativeCounts, TextMaker, Wording
 from dataset.text.processors import TextProcessor
-from utils.image_size import ImageSize, grid_of, sides_of
+from utils.image_size import ImageSize, NativeSize, grid_of
 
 FIRST_RECORDS, MAX_RECORDS = 20, 300
 """Number of records whose boxes are checked when a run starts, and maximum number of records that are read until one has a
@@ -126,14 +128,17 @@ class RegionStream:
         for _ in range(self.config.batch_size - len(rows)):
             image = int(counts.argmin())
             counts[image] += 1
-            laid.append((image, False, self._whole_image_row(EncodedWording(self.text.filler()))))
+            laid.append((image, False, self._whole_image_row(pixels[image], EncodedWording(self.text.filler()))))
         laid.sort(key=lambda entry: entry[0])
         image_index, all_rows = [image for image, _, _ in laid], [row for _, _, row in laid]
         texts = [row.texts for row in all_rows]
+        length = max(len(row.patch_mask) for row in all_rows)
+        if isinstance(self.image_size, NativeSize):
+            length = self.image_size.max_patches
         return RegionBatch(
-            pixels=stack_views(pixels),
+            pixels=stack_views(pixels, self.image_size),
             image_index=torch.tensor(image_index),
-            patch_mask=torch.stack([row.patch_mask for row in all_rows]),
+            patch_mask=torch.stack([F.pad(row.patch_mask, (0, length - len(row.patch_mask))) for row in all_rows]),
             boxes_cxcywh=torch.tensor([row.box for row in all_rows], dtype=torch.float32),
             is_image=torch.tensor([row.is_image for row in all_rows]),
             several_boxes=torch.tensor([row.several_boxes for row in all_rows]),
@@ -186,10 +191,10 @@ class RegionStream:
         if flip and all(wording.may_flip(self.config.careful_flip) for wording in used):
             image = hflip(image)
             visible = [(element, [flip_box(box) for box in boxes]) for element, boxes in visible]
-        rows = [self._whole_image_row(self.text_maker.encode(wording, rng)) for wording in caption]
+        rows = [self._whole_image_row(image, self.text_maker.encode(wording, rng)) for wording in caption]
         for wording, (_, boxes) in zip(texts, visible, strict=True):
             if wording is not None:
-                rows.append(self._row(self.text_maker.encode(wording, rng), boxes))
+                rows.append(self._row(image, self.text_maker.encode(wording, rng), boxes))
         only_absent = bool(record.elements) and not any(element.boxes for element in record.elements)
         if not rows and not broken and not only_absent:
             kind, why = (
@@ -214,11 +219,11 @@ class RegionStream:
             broken.append(BrokenRecordError(error.reason, f"{name}{error.detail}"))
             return None
 
-    def _row(self, texts: EncodedWording, boxes: list[Box]) -> RegionRow:
-        height, width = sides_of(self.image_size)
+    def _row(self, image: Tensor, texts: EncodedWording, boxes: list[Box]) -> RegionRow:
+        height, width = image.shape[1:]
         masks = [
             patch_mask(
-                ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height), self.image_size, self.patch_size
+                ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height), (height, width), self.patch_size
             )
             for cx, cy, w, h in boxes
         ]
@@ -227,7 +232,7 @@ class RegionStream:
             return RegionRow(texts, WHOLE_BOX, mask, several_boxes=True)
         return RegionRow(texts, boxes[0], mask)
 
-    def _whole_image_row(self, texts: EncodedWording) -> RegionRow:
-        rows, columns = grid_of(self.image_size, self.patch_size)
+    def _whole_image_row(self, image: Tensor, texts: EncodedWording) -> RegionRow:
+        rows, columns = grid_of((image.shape[1], image.shape[2]), self.patch_size)
         mask = torch.ones(rows * columns, dtype=torch.bool)
         return RegionRow(texts, WHOLE_BOX, mask, is_image=True)

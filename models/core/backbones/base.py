@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from batches.images import Grid, NativeImages, Pixels
 from models.config import VisionConfig
 from models.flops import counted_flops
 from utils.errors import UserError
-from utils.image_size import ImageSize, grid_of, sides_of
+from utils.image_size import ImageSize, NativeSize, grid_of, sides_of
 from utils.tensors import on_meta
 
 RESET_ALL = (
@@ -72,7 +73,9 @@ class VisionBackbone(ABC):
         blocks: the blocks in the order in which they run, for freezing and the feature cache.
         width: width D of the patch states.
         patch_size: side of a patch in pixels; for a convolutional model, side of the area that a state covers.
-        grid: rows and columns of patches.
+        grid: rows and columns of patches; if images keep their aspect ratio, those of a square.
+        max_patches: P, the number of patches of an image, with padding if images keep their aspect ratio.
+        native: the image size if images keep their aspect ratio, otherwise None.
     """
 
     module: Any  # attributes of models and blocks differ between libraries
@@ -88,13 +91,24 @@ class VisionBackbone(ABC):
         image_size: ImageSize,
     ):
         check_image_size(image_size, patch_size)
+        self.native = image_size if isinstance(image_size, NativeSize) else None
         self.module, self.name, self.blocks = module, name, list(blocks)
         self.width, self.patch_size, self.grid = width, patch_size, grid_of(image_size, patch_size)
+        self.max_patches = self.grid[0] * self.grid[1] if self.native is None else self.native.max_patches
 
     @abstractmethod
     def states(self, pixels: Tensor) -> Tensor:
         """States (I, prefix + P, D) of normalised ``pixels`` (I, 3, H, W) after the last norm: prefix tokens such as [CLS], then
         the P patches in row-major order."""
+
+    def native_states(self, images: NativeImages) -> Tensor:
+        """States (I, prefix + P, D) of normalised ``images`` of different shapes after the last norm: prefix tokens such as
+        [CLS], then P patches. The states of padding are undefined.
+
+        Only called if the backbone was built with a native image size; a backbone that cannot encode such images raises
+        :class:`UserError` when it is built.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -138,7 +152,7 @@ class VisionBackbone(ABC):
             UserError: if the backbone does not return exactly one state per patch.
         """
         copy = on_meta(self, self.module)
-        expected = (1, self.grid[0] * self.grid[1], self.width)
+        expected = (1, self.max_patches, self.width)
         try:
             with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 found: object = tuple(copy.patches(copy.image()).shape)
@@ -153,18 +167,31 @@ class VisionBackbone(ABC):
                 "(configs/presets/other_vision.yaml resets what is set for another backbone)",
             )
 
-    def image(self) -> Tensor:
-        """Returns an image (1, 3, H, W) without content, on the device of the parameters."""
+    def image(self) -> Pixels:
+        """Returns an image (1, 3, H, W) without content, on the device of the parameters. If images keep their aspect ratio, it
+        has as many rows as columns."""
         height, width = (cells * self.patch_size for cells in self.grid)
-        return torch.empty(1, 3, height, width, device=next(self.module.parameters()).device)
+        image = torch.empty(1, 3, height, width, device=next(self.module.parameters()).device)
+        return image if self.native is None else NativeImages.of([image[0]], self.native)
 
-    def patches(self, pixels: Tensor) -> Tensor:
-        """Patch states (I, P, D) of normalised ``pixels`` (I, 3, H, W) after the last norm, in row-major order."""
-        return self._without_prefix(self.states(pixels))
-
-    def _without_prefix(self, states: Tensor) -> Tensor:
-        rows, columns = self.grid
+    def patches(self, pixels: Pixels) -> Tensor:
+        """Patch states (I, P, D) of normalised ``pixels`` (I, 3, H, W) after the last norm, in row-major order. The states of
+        padding, which follows the patches of images that keep their aspect ratio, are zero."""
+        if isinstance(pixels, NativeImages):
+            states = self.native_states(pixels)
+            patches = states[:, states.shape[1] - pixels.patches.shape[1] :]
+            return patches.masked_fill(~pixels.mask().unsqueeze(2), 0)
+        states = self.states(pixels)
+        rows, columns = self.grid_of(pixels)
         return states[:, states.shape[1] - rows * columns :]
+
+    def grid_of(self, pixels: Tensor) -> Grid:
+        """Returns the rows and columns of patches of images (I, 3, H, W)."""
+        return (
+            self.grid
+            if self.native is None
+            else (pixels.shape[2] // self.patch_size, pixels.shape[3] // self.patch_size)
+        )
 
     def names_before(self, block: int) -> set[str]:
         """Names of the parameters that are used before the block with the index ``block`` or, if ``block`` is the number of
@@ -181,7 +208,7 @@ class VisionBackbone(ABC):
             end = 1 + max(index for index, identity in enumerate(identities) if identity in in_blocks)
         return set(names[:end])
 
-    def output_of_block(self, pixels: Tensor, block: int) -> Tensor:
+    def output_of_block(self, pixels: Pixels, block: int) -> Tensor:
         """Runs the backbone up to the block with the index ``block``, and returns the output of this block."""
         found: list[Any] = []
 
@@ -192,7 +219,7 @@ class VisionBackbone(ABC):
         handle = self.blocks[block].register_forward_hook(stop)
         try:
             with torch.compiler.set_stance("force_eager"):
-                self.states(pixels)
+                self.patches(pixels)
         except _StoppedError:
             pass
         finally:
@@ -201,7 +228,7 @@ class VisionBackbone(ABC):
         output: Tensor = found[0][0] if isinstance(found[0], tuple) else found[0]
         return output
 
-    def patches_after_block(self, pixels: Tensor, block: int, output: Tensor) -> Tensor:
+    def patches_after_block(self, pixels: Pixels, block: int, output: Tensor) -> Tensor:
         """Computes the patch states (I, P, D) from the ``output`` of the block with the index ``block``. This block and earlier
         blocks do not run."""
         with self._replaced(block, output), torch.compiler.set_stance("force_eager"):
@@ -230,6 +257,14 @@ def _first_input(*inputs: Any, **options: Any) -> Any:
 
 def check_image_size(image_size: ImageSize, patch_size: int) -> None:
     """Raises :class:`UserError` if a side of the image is not a multiple of ``patch_size``. Not every library checks this."""
+    if isinstance(image_size, NativeSize):
+        if image_size.patch_size != patch_size:
+            raise UserError(
+                f"image_size.patch_size is {image_size.patch_size}, but the backbone has patches of {patch_size} pixels",
+                where="model.vision",
+                remedy=f"set it to {patch_size}",
+            )
+        return
     for side in sides_of(image_size):
         if side % patch_size:
             below = side - side % patch_size

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from batches.images import Grid
 from utils.errors import UserError
+
+
+def padded_sincos_positions(grids: Sequence[Grid], length: int, width: int) -> Tensor:
+    """Returns the positions (I, ``length``, width) of :func:`sincos_positions` for images that have their own grids, padded with
+    zeros."""
+    each = {grid: sincos_positions(*grid, width) for grid in set(grids)}
+    return torch.stack([F.pad(each[grid], (0, 0, 0, length - len(each[grid]))) for grid in grids])
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> Tensor:

@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from batches.images import NativeImages
 from models.config import VisionConfig, heads_error
 from models.core.backbones.base import (
     RESET_ALL,
@@ -22,6 +23,7 @@ from models.core.backbones.base import (
     check_image_size,
     keys_not_taken,
 )
+from models.core.backbones.native import NativeViT, creation_options
 from models.core.backbones.positions import sincos_positions
 from models.core.backbones.stem import ConvolutionalStem
 from models.core.backbones.tables import resize_bias_table, resize_positions
@@ -29,7 +31,7 @@ from models.flops import linear_flops, step_flops, trains
 from utils.errors import UserError
 from utils.files import expanded, parse_json
 from utils.hub import local_folder
-from utils.image_size import grid_of
+from utils.image_size import NativeSize
 
 BIAS_TABLE = "relative_position_bias_table"
 """Suffix of the names of BEiT's tables of relative position biases."""
@@ -78,21 +80,26 @@ class TimmBackbone(VisionBackbone):
                     if isinstance(getattr(block, factor, None), nn.Parameter):
                         setattr(block, factor, None)
         if config.stem == "convolutions":
-            module.patch_embed = ConvolutionalStem(
-                grid_of(config.image_size, patch_size), patch_size, module.num_features
-            )
+            module.patch_embed = ConvolutionalStem(module.patch_embed.grid_size, patch_size, module.num_features)
         if getattr(module, "attn_pool", None) is not None:
             module.attn_pool = None  # unused, and DDP would wait for its gradients
         super().__init__(module, name, _blocks_of(module, name), module.num_features, patch_size, config.image_size)
+        self._native = NativeViT(module, name) if self.native is not None else None
         if config.positions == "sincos":
             _set_sincos_positions(module, name)
 
     def states(self, pixels: Tensor) -> Tensor:
+        if self._native is not None:
+            return getattr(self.module, "fc_norm", _IDENTITY)(self._native.states_of_grid(pixels, self.grid_of(pixels)))
         features: Tensor = self.module.forward_features(pixels)
         if self._is_vit:
             return getattr(self.module, "fc_norm", _IDENTITY)(features)
         norm = getattr(self.module.head, "norm", _IDENTITY)  # ConvNeXt applies this norm to the average
         return norm(features).flatten(2).transpose(1, 2)
+
+    def native_states(self, images: NativeImages) -> Tensor:
+        assert self._native is not None
+        return getattr(self.module, "fc_norm", _IDENTITY)(self._native.states(images))
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         try:
@@ -111,7 +118,7 @@ class TimmBackbone(VisionBackbone):
             hasattr(block, "attn") and hasattr(block, "norm1") for block in self.blocks
         ):
             return super().step_flops()
-        patches = math.prod(self.grid)
+        patches = self.max_patches
         tokens = patches + self.module.num_prefix_tokens
         embeds = trains(cast(nn.Module, self.module.patch_embed))
         entering, linear, attention = embeds, 0, 0
@@ -138,7 +145,7 @@ class TimmBackbone(VisionBackbone):
         return [name]
 
     def resized(self, name: str, tensor: Tensor) -> Tensor:
-        rows, columns = self.grid
+        rows, columns = self.grid if self.native is None else self.module.patch_embed.grid_size
         if name.endswith(BIAS_TABLE) and tensor.dim() == 2:
             return resize_bias_table(tensor, rows, columns)
         table = getattr(self.module, name) if name == POSITIONS else None
@@ -147,6 +154,12 @@ class TimmBackbone(VisionBackbone):
         return tensor
 
     def compile(self, **options: Any) -> None:
+        if (
+            self._native is not None
+        ):  # the number of different grids varies, but the shapes of the blocks' inputs do not
+            for block in self.blocks:
+                block.compile(**options)
+            return
         self.module.forward_features = torch.compile(self.module.forward_features, **options)
 
     def call_projections(self) -> None:
@@ -271,9 +284,11 @@ def _create(config: VisionConfig) -> Any:
         options["init_values"] = config.layer_scale or 0.0  # 0 turns LayerScale off where timm uses it by default
     if config.positions == "sincos" and config.backbone.startswith("beit"):
         options["use_abs_pos_emb"] = True
+    size = config.image_size
+    sizes = creation_options(config.backbone, size) if isinstance(size, NativeSize) else {"img_size": size}
     options |= {"num_classes": 0, **({"drop_path_rate": config.drop_path} if config.drop_path else {})}
     try:
-        module, refused = _create_without_refused(config.backbone, {**options, "img_size": config.image_size})
+        module, refused = _create_without_refused(config.backbone, {**options, **sizes})
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         given = ", ".join(f"{_KEYS[option]}={value}" for option, value in options.items() if option in _KEYS)
@@ -282,7 +297,7 @@ def _create(config: VisionConfig) -> Any:
             where="model.vision",
             remedy=f"change {given}, {RESET_ALL}" if given else "choose another model",
         ) from None
-    refused.discard("img_size")  # convolutional models take images of any size
+    refused -= sizes.keys()  # convolutional models take images of any size
     if _patch_embed(module) is None:  # some take a patch_size with another meaning
         refused |= options.keys() & {"patch_size", "num_heads"}
     keys = [key for option, key in _KEYS.items() if option in refused]

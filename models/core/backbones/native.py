@@ -1,0 +1,185 @@
+"""Runs timm's ViTs on images that keep their aspect ratio.
+
+Patches are embedded for all images with the same grid at once. Then all images pass through the blocks together, padded to the
+same number of patches. No token attends to padding. The parameters and their names are those of the model for a fixed image size.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import isqrt, prod
+from typing import Any, cast
+
+import torch
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from batches.images import Grid, NativeImages
+from models.core.blocks import attention_bias, linear_dtype
+from utils.errors import UserError
+from utils.image_size import NativeSize
+
+
+def creation_options(name: str, size: NativeSize) -> dict[str, Any]:
+    """Returns the options with which timm creates a model for images of ``size``: for square images of about this size.
+
+    A table of absolute positions belongs to the square, and is resized for each image. BEiT's tables of relative positions are
+    not resized: they have room for images that are four times as long as they are wide. A larger offset between two patches has
+    the bias of the table's last offset.
+    """
+    is_beit = name.startswith("beit")
+    options: dict[str, Any] = {"img_size": isqrt(size.max_patches) * (2 if is_beit else 1) * size.patch_size}
+    return options if is_beit or name.startswith("naflexvit") else {**options, "dynamic_img_size": True}
+
+
+class NativeViT:
+    """A timm ViT that takes images of different shapes.
+
+    Args:
+        module: the model, created with :func:`creation_options`.
+        name: its name in the config, for error messages.
+
+    Raises:
+        UserError: if the model is of a type whose blocks do not take a mask, or whose positions belong to one grid.
+    """
+
+    def __init__(self, module: Any, name: str):
+        known = type(module) in (VisionTransformer, Eva, Beit, NaFlexVit)
+        if not known or getattr(module, "rope_mixed", False) or getattr(module, "rel_pos_bias", None) is not None:
+            raise UserError(
+                f"{name!r} takes images of one height and width only",
+                where="model.vision.image_size",
+                remedy="set it to a fixed size, or use a ViT, BEiT, EVA, DINOv2, DINOv3 or NaFlexVit model of timm",
+            )
+        self.module = module
+        self._offsets: Tensor | None = None
+        """For BEiT, the row of the bias table for each pair of tokens in the current forward pass, (I, N, N)."""
+        if not isinstance(module, NaFlexVit):
+            module.patch_embed.strict_img_size = False
+        if isinstance(module, Beit):
+            for attention in (cast(Any, block).attn for block in module.blocks):
+                if attention.relative_position_bias_table is not None:
+                    attention.relative_position_index = None  # for the square that the table has room for
+                    attention._get_rel_pos_bias = partial(self._biases, attention)
+
+    def states(self, images: NativeImages) -> Tensor:
+        """States (I, prefix + P, D) of normalised ``images`` after the last norm, undefined at padding."""
+        by_grid: dict[Grid, list[int]] = {}
+        for index, grid in enumerate(images.grids):
+            by_grid.setdefault(grid, []).append(index)
+        embedded, ropes, offsets, length = [], [], [], images.patches.shape[1]
+        for grid, indices in by_grid.items():
+            same = images if len(by_grid) == 1 else images.select(indices)
+            tokens, rope, pairs = self._embedded(same.rasters(grid), grid)
+            padding = length - prod(grid)
+            embedded.append(F.pad(tokens, (0, 0, 0, padding)))
+            if rope is not None:
+                ropes.append(F.pad(rope, (0, 0, 0, padding)).expand(len(indices), 1, -1, -1))
+            if pairs is not None:
+                offsets.append(F.pad(pairs, (0, padding, 0, padding)).expand(len(indices), -1, -1))
+        order = torch.tensor([index for indices in by_grid.values() for index in indices]).argsort().to(images.device)
+        states, rope, pairs = (
+            torch.cat(parts).index_select(0, order) if parts else None for parts in (embedded, ropes, offsets)
+        )
+        assert states is not None
+        see = F.pad(images.mask(), (self.module.num_prefix_tokens, 0), value=True)
+        return self._blocks(states, rope, pairs, attention_bias(see, linear_dtype(states)))
+
+    def states_of_grid(self, pixels: Tensor, grid: Grid) -> Tensor:
+        """States (I, prefix + P, D) after the last norm, from normalised ``pixels`` (I, 3, H, W) of images with the same
+        ``grid``. Nothing is padded."""
+        return self._blocks(*self._embedded(pixels, grid), None)
+
+    def _embedded(self, pixels: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Embeds images with the same grid, (I, 3, H, W).
+
+        Returns:
+            The tokens (I, prefix + P, D) with absolute positions; the rotary positions (P, d), if the model has them; and for
+            BEiT, the row of the bias table for each pair of tokens, (N, N).
+        """
+        module = self.module
+        if isinstance(module, NaFlexVit):
+            embeds = module._forward_embeds(pixels, None, None, None)
+            return embeds["patches"], embeds["rope_embeds"], None
+        tokens = module.patch_embed(pixels)
+        tokens = tokens.flatten(1, 2) if tokens.dim() == 4 else tokens  # some layers return a grid
+        prefix = [
+            token.expand(tokens.shape[0], -1, -1)
+            for token in (module.cls_token, getattr(module, "reg_token", None))
+            if token is not None
+        ]
+        if module.pos_embed is None:
+            tokens = torch.cat([*prefix, tokens], dim=1)
+        else:
+            of_prefix, positions = self._positions(grid)
+            if of_prefix.shape[1]:
+                tokens = torch.cat([*prefix, tokens], dim=1) + torch.cat([of_prefix, positions], dim=1)
+            else:
+                tokens = torch.cat([*prefix, tokens + positions], dim=1)
+        tokens = module.pos_drop(tokens)
+        if isinstance(module, Beit):
+            side = module.patch_embed.grid_size[0]
+            return tokens, None, offset_rows(grid, side, pixels.device)
+        rope = getattr(module, "rope", None)
+        return module.norm_pre(tokens), None if rope is None else rope.get_embed(shape=grid), None
+
+    def _positions(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Returns the absolute positions of the prefix tokens (1, prefix or 0, D), and of the patches, resized to ``grid`` (1, P,
+        D), as DINOv2 resizes its table."""
+        table: Tensor = self.module.pos_embed
+        square: Grid = self.module.patch_embed.grid_size
+        of_prefix, of_patches = table.split([table.shape[1] - prod(square), prod(square)], dim=1)
+        image = of_patches.transpose(1, 2).unflatten(2, square)
+        resized = F.interpolate(image, grid, mode="bicubic", align_corners=False, antialias=False)
+        return of_prefix, resized.flatten(2).transpose(1, 2)
+
+    def _blocks(self, states: Tensor, rope: Tensor | None, offsets: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Runs the blocks and the last norm. ``bias`` (I, 1, 1, N) is added to the attention scores."""
+        for block in self.module.blocks:
+            run = partial(self._block, block, rope=rope, offsets=offsets, bias=bias)
+            recompute = self.module.grad_checkpointing and torch.is_grad_enabled()
+            states = checkpoint(run, states, use_reentrant=False) if recompute else run(states)
+        normed: Tensor = self.module.norm(states)
+        return normed
+
+    def _block(
+        self, block: Any, states: Tensor, rope: Tensor | None, offsets: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        result: Tensor
+        if isinstance(self.module, Beit):
+            self._offsets = offsets
+            result = block(states, shared_rel_pos_bias=bias)
+        elif rope is not None:
+            result = block(states, rope=rope, attn_mask=bias)
+        else:
+            result = block(states, attn_mask=bias)
+        return result
+
+    def _biases(self, attention: Any) -> Tensor:
+        """Replaces timm's ``_get_rel_pos_bias``, which returns the biases of the one grid that the model was created for."""
+        assert self._offsets is not None
+        biases: Tensor = attention.relative_position_bias_table[self._offsets]
+        return biases.movedim(-1, -3)
+
+
+def offset_rows(grid: Grid, side: int, device: torch.device) -> Tensor:
+    """Returns the row of BEiT's bias table for each pair of the tokens of an image, (1 + P, 1 + P) int64.
+
+    Args:
+        grid: rows and columns of patches of the image.
+        side: number of rows and columns of patches for which the table has room.
+        device: device of the result.
+    """
+    last, span = side - 1, 2 * side - 1
+    row, column = torch.meshgrid(*(torch.arange(count, device=device) for count in grid), indexing="ij")
+    down, right = ((axis.unsqueeze(1) - axis).clamp(-last, last) + last for axis in (row.flatten(), column.flatten()))
+    pairs = F.pad(down * span + right, (0, 0, 1, 0), value=span * span)  # from [CLS] to a patch
+    pairs = F.pad(pairs, (1, 0, 0, 0), value=span * span + 1)  # from a patch to [CLS]
+    corner = torch.zeros_like(pairs, dtype=torch.bool)
+    corner[0, 0] = True
+    return pairs.masked_fill(corner, span * span + 2)
