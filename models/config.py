@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, field_validator, mode
 from utils.config import Config
 from utils.errors import UserError
 from utils.hub import TIMM
-from utils.image_size import ImageSize
+from utils.image_size import ImageSize, NativeSize
 from utils.inputs import InputFile, InputModel, InputWeights
 
 MAX_BLOCKS, MAX_HEADS, MAX_WIDTH, MAX_ROWS = 1000, 1024, 65536, 10_000_000
@@ -87,7 +87,10 @@ class VisionConfig(Config):
         "name or folder of a Hugging Face model, such as hf:facebook/dinov2-base",
     )
     image_size: ImageSize = Field(
-        224, description="side of the square input in pixels, or [height, width] for an input that is not square"
+        224,
+        description="side of the square input in pixels; [height, width] for an input that is not square; or "
+        "{max_patches: 196, patch_size: 16} for images that keep their aspect ratio, each resized to as many whole "
+        "patches as fit into this budget",
     )
     patch_size: int | None = Field(None, ge=1, description="side of a patch in pixels; null: as in the backbone")
     stem: Literal["linear", "convolutions"] = Field(
@@ -133,7 +136,9 @@ class VisionConfig(Config):
     video: VideoConfig | None = Field(None, description="settings for videos; null: the model takes only images")
 
     @model_validator(mode="after")
-    def _both_statistics_or_none(self) -> VisionConfig:
+    def _check_sizes_and_statistics(self) -> VisionConfig:
+        if self.video is not None and isinstance(self.image_size, NativeSize):
+            raise ValueError("videos need a fixed image_size, such as 224")
         if (self.pixel_mean is None) != (self.pixel_std is None):
             raise ValueError("set both pixel_mean and pixel_std, or neither")
         values = (*(self.pixel_mean or ()), *(self.pixel_std or ()))

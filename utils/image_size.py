@@ -16,7 +16,7 @@ class NativeSize(Config):
     """Images keep their aspect ratio, and each is resized to as many whole patches as fit into a budget, as in NaFlex (SigLIP 2,
     arXiv:2502.14786)."""
 
-    max_patches: int = Field(ge=1, le=65536, description="maximum number of patches of an image")
+    max_patches: int = Field(ge=1, description="maximum number of patches of an image")
     patch_size: int = Field(ge=1, description="side of a patch in pixels, which must be that of the backbone")
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -36,12 +36,14 @@ FixedSize = int | tuple[int, int]
 
 def _checked(size: Any) -> Any:
     """Validates a size. Reports a single error, whereas pydantic would report one error for each type of the union."""
-    if isinstance(size, dict | NativeSize):
+    if isinstance(size, NativeSize):
         return size
-    sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
-    if all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):
-        return size
-    raise ValueError("use the side of a square in pixels, [height, width], or {max_patches: ..., patch_size: ...}")
+    is_native = isinstance(size, dict) and size.keys() == NativeSize.model_fields.keys()
+    is_pair = isinstance(size, list | tuple) and len(size) == 2
+    numbers = list(size.values()) if is_native else size if is_pair else [size]
+    if all(isinstance(number, int) and not isinstance(number, bool) and number >= 1 for number in numbers):
+        return NativeSize(**size) if is_native else size
+    raise ValueError("use the side of a square in pixels, [height, width], or {max_patches: 196, patch_size: 16}")
 
 
 ImageSize = Annotated[FixedSize | NativeSize, BeforeValidator(_checked)]

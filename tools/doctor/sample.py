@@ -26,7 +26,7 @@ from tools.doctor.subject import Subject
 from utils.cores import usable_cores
 from utils.files import expanded
 from utils.findings import Finding, Level
-from utils.image_size import sides_of
+from utils.image_size import NativeSize, sides_of
 
 MICRO_BATCHES, SECONDS = 60, 4.0
 """Maximum number of tiny micro-batches in the sample, and time limit in seconds for building them."""
@@ -86,23 +86,26 @@ def check_shared_patches(subject: Subject, report: Report) -> None:
         return
     counts = [objects_without_own_patches(regions) for regions in batches]
     without, objects = (sum(column) for column in zip(*counts, strict=True))
-    rows, columns = subject.model.vision.grid
     vision = subject.config.model.vision
-    height, width = (2 * side for side in sides_of(vision.image_size))
+    if isinstance(vision.image_size, NativeSize):
+        has = f"up to {vision.image_size.max_patches} patches"
+        change = "raise model.vision.image_size.max_patches"
+    else:
+        rows, columns = subject.model.vision.grid
+        height, width = (2 * side for side in sides_of(vision.image_size))
+        larger = height if height == width else [height, width]
+        has = f"{rows} x {columns} patches"
+        change = f"raise model.vision.image_size (with {larger}, the grid has {2 * rows} x {2 * columns} patches)"
     fact = (
         f"{without:,} of {objects:,} sampled objects share all their patches with an object in another part of the image, "
-        f"because {vision.backbone} has a grid of {rows} x {columns} patches at model.vision.image_size={vision.image_size}"
+        f"because {vision.backbone} has {has} at model.vision.image_size={vision.image_size}"
     )
-    larger = height if height == width else [height, width]
-    remedy = (
-        f"raise model.vision.image_size (with {larger}, the grid has {2 * rows} x {2 * columns} patches), or choose a "
-        "backbone with smaller patches"
-    )
+    remedy = f"{change}, or choose a backbone with smaller patches"
     too_coarse = without > MAX_SHARED_PATCHES * objects
     report.add(
         "patches",
         [Finding("warning", "model.vision", fact, remedy)] if too_coarse else [],
-        f"{rows} x {columns}; {without:,} of {objects:,} objects share all their patches with another object",
+        f"{has}; {without:,} of {objects:,} objects share all their patches with another object",
     )
 
 

@@ -34,12 +34,13 @@ def check_model(subject: Subject, report: Report) -> None:
 def _encoders(model: Any, config: Any) -> str:
     """Describes the encoders of a model in a line."""
     backbone, (rows, columns) = model.vision.vision_backbone, model.vision.grid
+    patches = f"{rows} x {columns}" if backbone.native is None else f"up to {backbone.max_patches}"
     if isinstance(model.text, HubTextEncoder):
         text, layers = f"{model.text.model.config.model_type} of {config.text.encoder}", model.text.blocks_to_shard
     else:
         text, layers = model.text.arch.family, model.text.encoder.layer
     return (
-        f"vision: {backbone.name}, {len(backbone.blocks)} blocks, width {backbone.width}, {rows} x {columns} patches; text: "
+        f"vision: {backbone.name}, {len(backbone.blocks)} blocks, width {backbone.width}, {patches} patches; text: "
         f"{text}, {len(layers)} layers, width {model.text.block_config.width}; fusion: {len(model.fusion.layer)} layers"
     )
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize as torchvision_resize
 
+from batches.images import stack_views
 from dataset.config import AugmentConfig
 from dataset.media.augment import (
     COLOUR_OPS,
@@ -23,7 +24,6 @@ from dataset.media.augment import (
     random_resized_crop,
     resize,
     shrink,
-    stack_views,
 )
 
 GOLDEN = dict(np.load(Path(__file__).parents[2] / "golden" / "augment_ops.npz"))
@@ -190,7 +190,7 @@ def test_large_images_shrink_with_their_aspect_ratio_and_small_ones_stay(size, e
 
 def test_views_are_stacked_in_order():
     views = [torch.full((3, 2, 2), number, dtype=torch.uint8) for number in range(3)]
-    stacked = stack_views([*views, views[0].flip(-1)])
+    stacked = stack_views([*views, views[0].flip(-1)], 2)
     assert stacked.is_contiguous()
     assert stacked[:, 0, 0, 0].tolist() == [0, 1, 2, 0]
 
