@@ -641,15 +641,21 @@ counts the log-probability of the first token twice."""
 
 RankingScore = Literal["cosine", "matching", "sum"]
 """The score by which images and texts are ranked for each other. "cosine" compares embeddings. With the other two, the fusion
-encoder re-ranks the best candidates by cosine: "matching" is the matching head's logit (published), and "sum" its log-odds plus
-the cosine divided by the temperature."""
+encoder re-ranks the best candidates by cosine: "matching" is the matching head's logit (published), and "sum" its log-odds,
+multiplied by a weight, plus the cosine divided by the temperature."""
 
 RANKING_SCORE = (
     "score by which candidates are sorted. cosine: the cosine of the embeddings, without re-ranking; matching: the logit of "
-    "the matching head (published); sum: its log-odds plus the cosine divided by the temperature; auto: whichever "
-    "of the three has the best R@1 on validation records"
+    "the matching head (published); sum: its log-odds, multiplied by matching_weight, plus the cosine divided by the "
+    "temperature; auto: whichever of the three has the best R@1 on validation records"
 )
 """Description of the config key ``score``."""
+
+MATCHING_WEIGHT = (
+    "weight of the matching head's log-odds in `score: sum`; below 1 for a head that is too confident, such as after many "
+    "epochs on few pairs"
+)
+"""Description of the config key ``matching_weight``."""
 
 
 class InitConfig(Config):

@@ -26,6 +26,7 @@ from dataset.config import (
 from engine.config import PrecisionName, TrainConfig
 from engine.run_plan import RunPlan
 from models.config import (
+    MATCHING_WEIGHT,
     RANKING_SCORE,
     AligningConfig,
     AnswerBeamConfig,
@@ -105,6 +106,7 @@ class EvaluationConfig(Config):
         16, ge=1, description="number of candidates that the fusion encoder re-ranks for each image and each text"
     )
     score: RankingScore | Literal["auto"] = Field("matching", description=RANKING_SCORE)
+    matching_weight: float = Field(1.0, gt=0, description=MATCHING_WEIGHT)
     validation_files: InputShards = Field(
         [], description="shards of images with captions on which `score: auto` chooses; none of them in `files`"
     )
@@ -235,6 +237,7 @@ class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
         ge=1, description="number k of candidates that the fusion encoder re-ranks for each image and each text"
     )
     score: RankingScore | Literal["auto"] = Field("matching", description=RANKING_SCORE)
+    matching_weight: float = Field(1.0, gt=0, description=MATCHING_WEIGHT)
 
     @model_validator(mode="after")
     def _can_choose(self) -> RetrievalEvaluationConfig:

@@ -208,6 +208,7 @@ class PretrainEvaluator:
             candidates=self.config.candidates,
             batch_size=self.config.batch_size,
             reranks=reranks,
+            matching_weight=self.config.matching_weight,
         )
         return search.rank(len(records), read, captions)
 

@@ -92,7 +92,12 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         """Ranks the captions of a split for each image, and the images for each caption."""
         config = self.config.evaluation
         search = TwoStageRetrieval(
-            self.model, self.text, candidates=config.candidates, batch_size=config.batch_size, reranks=reranks
+            self.model,
+            self.text,
+            candidates=config.candidates,
+            batch_size=config.batch_size,
+            reranks=reranks,
+            matching_weight=config.matching_weight,
         )
         read = partial(_view_of, self.held_out.view, items.images)
         captions = [cleaned(caption, self.text.max_words) for caption in items.captions]

@@ -83,23 +83,26 @@ class Rankings:
         logits: the logits of "not matched" and "matched" for the first k texts of each image, (I, k, 2), and for the first k
             images of each text, (T, k, 2); None if candidates were not re-ranked.
         temperature: temperature of the contrastive loss.
+        matching_weight: weight of the log-odds of the matching head in the sum with the cosine.
     """
 
     cosine: Stage
     logits: tuple[np.ndarray, np.ndarray] | None
     temperature: float
+    matching_weight: float = 1.0
 
     def by(self, score: RankingScore) -> Stage:
         """Returns the candidates with their scores. With scores other than the cosine, there are k candidates per query."""
         if score == "cosine":
             return self.cosine
-        return self.log_odds(plus_cosine=True) if score == "sum" else self._judged(lambda logits, _: logits[..., 1])
+        if score == "matching":
+            return self._judged(lambda logits, _: logits[..., 1])
+        weight, share = self.matching_weight, 1 / self.temperature
+        return self._judged(lambda logits, cosine: weight * (logits[..., 1] - logits[..., 0]) + share * cosine)
 
-    def log_odds(self, *, plus_cosine: bool = False) -> Stage:
-        """Returns the re-ranked candidates with the log-odds of the matching head; ``plus_cosine`` adds the cosine, divided by
-        the temperature."""
-        share = 1 / self.temperature if plus_cosine else 0.0
-        return self._judged(lambda logits, cosine: logits[..., 1] - logits[..., 0] + share * cosine)
+    def log_odds(self) -> Stage:
+        """Returns the re-ranked candidates with the log-odds of the matching head."""
+        return self._judged(lambda logits, _: logits[..., 1] - logits[..., 0])
 
     def best_score(self, image_of_text: np.ndarray) -> RankingScore:
         """Returns the score with the best R@1, averaged over both directions; of equally good scores, the simplest."""
@@ -127,6 +130,7 @@ class TwoStageRetrieval:
         candidates: number of candidates that are re-ranked per query.
         batch_size: number of images in a forward pass, and in memory during re-ranking.
         reranks: False if no candidates are re-ranked.
+        matching_weight: see :class:`Rankings`.
     """
 
     def __init__(
@@ -137,9 +141,10 @@ class TwoStageRetrieval:
         candidates: int,
         batch_size: int,
         reranks: bool = True,
+        matching_weight: float = 1.0,
     ):
         self.model, self.text, self.candidates, self.batch_size = model, text, candidates, batch_size
-        self.reranks = reranks
+        self.reranks, self.matching_weight = reranks, matching_weight
         self.device = device_of(model)
 
     def rank(self, image_count: int, read: Callable[[range], Iterator[list[Tensor]]], texts: Sequence[str]) -> Rankings:
@@ -158,7 +163,7 @@ class TwoStageRetrieval:
             k = self.candidates
             first = Stage(cosine.texts.first(k), cosine.images.first(k))
             logits = self._logits(states, grids, bank, first) if self.reranks else None
-            return Rankings(cosine, logits, self.model.contrastive.temperature.item())
+            return Rankings(cosine, logits, self.model.contrastive.temperature.item(), self.matching_weight)
 
     def _encode_images(
         self, count: int, read: Callable[[range], Iterator[list[Tensor]]], states: IO[bytes]

@@ -50,8 +50,8 @@ def probabilities(margins: np.ndarray) -> np.ndarray:
 
 
 def sums(model: LoadedModel, margins: np.ndarray, cosines: np.ndarray) -> np.ndarray:
-    """Returns the log-odds of the matching head plus the cosines divided by the temperature, float64 of the same shape. With
-    ``evaluation.score: sum``, candidates are ranked by these sums.
+    """Returns the log-odds of the matching head, multiplied by ``evaluation.matching_weight``, plus the cosines divided by the
+    temperature, float64 of the same shape. With ``evaluation.score: sum``, candidates are ranked by these sums.
 
     Raises:
         UserError: the model is an export that does not record the temperature.
@@ -61,8 +61,8 @@ def sums(model: LoadedModel, margins: np.ndarray, cosines: np.ndarray) -> np.nda
             f"{model.origin} does not record its temperature, which evaluation.score: sum requires",
             remedy="export it again",
         )
-    summed: np.ndarray = np.asarray(margins, np.float64) + np.asarray(cosines, np.float64) / model.runtime.temperature
-    return summed
+    weighted: np.ndarray = model.settings.evaluation.matching_weight * np.asarray(margins, np.float64)
+    return weighted + np.asarray(cosines, np.float64) / model.runtime.temperature
 
 
 def formatted_scores(probability: float | None, cosine: float | None, summed: float | None) -> dict[str, str]:

@@ -70,6 +70,7 @@ class EvaluationSettings(Config):
 
     decoding: DecodingConfig = DecodingConfig()
     score: RankingScore = "matching"
+    matching_weight: float = 1.0
     candidates: int = 128
     ranking: Ranking = "likelihood"
     decode: AnswerDecoding = "rank"

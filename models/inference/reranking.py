@@ -27,7 +27,7 @@ AligningModel = PretrainModel | RetrievalModel
 ORDER_NOTES: dict[RankingScore, str] = {
     "cosine": "",
     "matching": "",
-    "sum": " by the matching head's log-odds plus the cosine divided by the temperature",
+    "sum": " by the matching head's weighted log-odds plus the cosine divided by the temperature",
 }
 """How candidates are sorted, as a note in tables. The published order needs no note."""
 

@@ -44,11 +44,15 @@ def items(retrieval) -> CaptionedImages:
 
 
 def evaluated(
-    task: RetrievalTask, items: CaptionedImages, candidates: int, batch_size: int, score: str = "matching"
+    task: RetrievalTask,
+    items: CaptionedImages,
+    candidates: int,
+    batch_size: int,
+    score: str = "matching",
+    weight: float = 1.0,
 ) -> Evaluation:
-    sizes = task.config.evaluation.model_copy(
-        update={"candidates": candidates, "batch_size": batch_size, "score": score}
-    )
+    changes = {"candidates": candidates, "batch_size": batch_size, "score": score, "matching_weight": weight}
+    sizes = task.config.evaluation.model_copy(update=changes)
     other = copy(task)
     other.config = task.config.model_copy(update={"evaluation": sizes})
     return other.evaluate(items)
@@ -114,12 +118,14 @@ def test_recalls_equal_scoring_every_pair_separately(retrieval, items, every_pai
         assert found[f"{name} (cosine)"].value == pytest.approx(value), name
 
 
-@pytest.mark.parametrize("candidates", [3, 6, 100])
-def test_the_sum_adds_the_cosine_over_the_temperature_to_the_matching_margin(retrieval, items, every_score, candidates):
+@pytest.mark.parametrize(("candidates", "weight"), [(3, 1.0), (6, 1.0), (100, 1.0), (100, 0.3)])
+def test_the_sum_adds_the_cosine_over_the_temperature_to_the_matching_margin(
+    retrieval, items, every_score, candidates, weight
+):
     cosines, logits = every_score
-    summed = logits[..., 1] - logits[..., 0] + cosines / retrieval.model.contrastive.temperature.item()
+    summed = weight * (logits[..., 1] - logits[..., 0]) + cosines / retrieval.model.contrastive.temperature.item()
     with evaluating(retrieval.model, "fp32"):
-        found = evaluated(retrieval, items, candidates, 3, "sum")
+        found = evaluated(retrieval, items, candidates, 3, "sum", weight)
     expected = recalls_of(cosines, summed, items.image_of_caption, candidates)
     assert expected != recalls_of(cosines, logits[..., 1], items.image_of_caption, candidates)
     for name, value in expected.items():

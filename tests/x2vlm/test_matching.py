@@ -20,8 +20,8 @@ from x2vlm.settings import settings_of_run
 TEXTS = ["a star", "a red circle", "two squares", "a blue cross", "nothing"]
 
 
-def ranking_by(score: str, plain: Model) -> Model:
-    evaluation = plain.settings.evaluation.model_copy(update={"score": score})
+def ranking_by(score: str, plain: Model, weight: float = 1.0) -> Model:
+    evaluation = plain.settings.evaluation.model_copy(update={"score": score, "matching_weight": weight})
     settings = plain.settings.model_copy(update={"evaluation": evaluation})
     return Model(TorchRuntime(plain.network), plain.tokenizer, settings, origin=score)
 
@@ -60,11 +60,13 @@ def test_texts_are_ordered_by_the_matching_probability(model, data):
     assert all(each.cosine is None and each.sum is None for each in row)
 
 
-def test_texts_are_ordered_by_log_odds_and_cosine(summing, data):
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_texts_are_ordered_by_log_odds_and_cosine(model, data, weight):
+    summing = ranking_by("sum", model("pretrain"), weight)
     images = [data / f"images/{number}.png" for number in (3, 4)]
     probabilities = summing.match(images, TEXTS)
     cosines = summing.embed_images(images) @ summing.embed_texts(TEXTS).T
-    both = summing.margins(images, TEXTS) + cosines / summing.network.contrastive.temperature.item()
+    both = weight * summing.margins(images, TEXTS) + cosines / summing.network.contrastive.temperature.item()
     found = matches(summing, summing.views(images), TEXTS)
     for row, expected, cosine in zip(found, both, cosines, strict=True):
         order = np.argsort(-expected)

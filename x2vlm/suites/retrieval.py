@@ -104,7 +104,13 @@ class RetrievalSuite(Suite[Captions]):
         baselines = _Baselines(model, content.items)
         items = content.items.only(baselines.readable)
         texts = baselines.texts
-        search = TwoStageRetrieval(network, model.text, candidates=self.candidates, batch_size=model.batch_size)
+        search = TwoStageRetrieval(
+            network,
+            model.text,
+            candidates=self.candidates,
+            batch_size=model.batch_size,
+            matching_weight=model.settings.evaluation.matching_weight,
+        )
 
         def read(rows: range) -> Iterator[list[Tensor]]:
             for start in range(rows.start, rows.stop, model.batch_size):
