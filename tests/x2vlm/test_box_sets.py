@@ -82,7 +82,7 @@ def test_a_pre_trained_model_returns_regions_whose_content_matches(model, data):
     [boxes] = ours.locate(image, PHRASES[0], boxes="all", threshold=0.2)
     regions, network = candidate_regions(*ours.network.vision.grid), ours.network
     keys = network.vision(ours.pixels(ours.views([image])))
-    masks = region_masks(regions, SIZE, network.vision.patch_size)
+    masks = region_masks(regions, [network.vision.grid] * len(regions), keys.patches.shape[1])
     parts = network.vision.regions(keys, masks, torch.zeros(len(regions), dtype=torch.int64))
     texts = ours.encoded([PHRASES[0]]).select(torch.zeros(len(regions), dtype=torch.int64))
     cls = network.fusion.cls(texts, network.fusion.project_regions(parts, keys)[0])

@@ -26,7 +26,9 @@ def test_a_region_consists_of_the_patches_that_its_box_touches():
         boxes.append([*centre, (right - left) / 2 / WIDTH, (bottom - top) / 2 / HEIGHT])
     patches = painted.unfold(1, 2 * PATCH, 2 * PATCH).unfold(2, 2 * PATCH, 2 * PATCH)
     expected = patches.flatten(3).any(dim=3).flatten(1)
-    assert torch.equal(region_masks(torch.tensor(boxes), (HEIGHT, WIDTH), PATCH), expected)
+    assert torch.equal(region_masks(torch.tensor(boxes), [(3, 7)] * 60, 21), expected)
+    padded = region_masks(torch.tensor(boxes), [(3, 7)] * 60, 25)
+    assert torch.equal(padded[:, :21], expected) and not padded[:, 21:].any()
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def test_a_probability_of_exactly_the_threshold_is_enough():
     assert _boxes_above(boxes, scores, 0.5) == [(boxes[1].tolist(), 0.75), (boxes[2].tolist(), 0.5)]
     best = [([0.25, 0.25, 0.5, 0.5], 0.5)]
     [found] = matching_boxes(
-        lambda regions, _: (torch.full((len(regions),), 0.5), regions), (2, 2), best, threshold=0.5
+        lambda regions, _: (torch.full((len(regions),), 0.5), regions), [(2, 2)], best, threshold=0.5
     )
     assert {score for _, score in found} == {0.5}
 
@@ -67,7 +69,7 @@ def test_overlapping_boxes_are_suppressed_and_the_best_box_replaces_its_estimate
         seen[int(phrases[0])] = (torch.cat([before[0], scores]), torch.cat([before[1], boxes]))
         return scores, boxes
 
-    for phrase, found in enumerate(matching_boxes(refine, (6, 6), best, threshold=0.3)):
+    for phrase, found in enumerate(matching_boxes(refine, [(6, 6), (6, 6)], best, threshold=0.3)):
         scores, boxes = seen[phrase]
         corners, found_corners, best_corners = (
             box_convert(torch.as_tensor(each), "cxcywh", "xyxy").clamp(0, 1)

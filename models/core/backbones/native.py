@@ -135,8 +135,8 @@ class NativeViT:
         square: Grid = self.module.patch_embed.grid_size
         of_prefix, of_patches = table.split([table.shape[1] - prod(square), prod(square)], dim=1)
         image = of_patches.transpose(1, 2).unflatten(2, square)
-        resized = F.interpolate(image, grid, mode="bicubic", align_corners=False, antialias=False)
-        return of_prefix, resized.flatten(2).transpose(1, 2)
+        image = F.interpolate(image, grid, mode="bicubic", align_corners=False, antialias=False)
+        return of_prefix, image.flatten(2).transpose(1, 2)
 
     def _blocks(self, states: Tensor, rope: Tensor | None, offsets: Tensor | None, bias: Tensor | None) -> Tensor:
         """Runs the blocks and the last norm. ``bias`` (I, 1, 1, N) is added to the attention scores."""
