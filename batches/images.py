@@ -103,7 +103,7 @@ def stack_views(views: Sequence[Tensor], size: ImageSize) -> Pixels:
     with the training process; ``torch.stack`` would need one more copy.
 
     Args:
-        views: views of images (3, H, W) or videos (F, 3, H, W), as many as there are examples.
+        views: the view of each image (3, H, W) or video (F, 3, H, W).
         size: size of the model's input.
     """
     if isinstance(size, NativeSize):

@@ -17,7 +17,7 @@ class NativeSize(Config):
     arXiv:2502.14786)."""
 
     max_patches: int = Field(ge=1, description="maximum number of patches of an image")
-    patch_size: int = Field(ge=1, description="side of a patch in pixels, which must be that of the backbone")
+    patch_size: int = Field(ge=1, description="side of a patch in pixels, which must equal the patch size of the backbone")
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Returns the rows and columns of patches for an image of ``height`` x ``width`` pixels: its largest grid of at most
@@ -54,7 +54,7 @@ def sides_of(size: ImageSize) -> tuple[int, int]:
     """Returns the height and width in pixels.
 
     Raises:
-        UserError: if images keep their aspect ratio, so that there is no single height and width.
+        UserError: if images keep their aspect ratio, so that images have different heights and widths.
     """
     if isinstance(size, NativeSize):
         raise UserError(
@@ -74,7 +74,7 @@ def sides_for(size: ImageSize, height: int, width: int) -> tuple[int, int]:
 
 
 def grid_of(size: ImageSize, patch_size: int) -> tuple[int, int]:
-    """Returns the number of rows and columns of patches; for images of any shape, those of a square."""
+    """Returns the number of rows and columns of patches; for images of any shape, the grid of a square image."""
     if isinstance(size, NativeSize):
         return isqrt(size.max_patches), isqrt(size.max_patches)
     height, width = sides_of(size)

@@ -42,7 +42,7 @@ def random_resized_crop(
     image: Tensor | EncodedImage, size: ImageSize, config: AugmentConfig, rng: np.random.Generator
 ) -> Tensor:
     """Crops a random part of ``image`` and resizes it to ``size``, with antialiased bicubic interpolation. Returns (3, H, W). If
-    images keep their aspect ratio, ``config.ratio`` is relative to that of the image."""
+    images keep their aspect ratio, ``config.ratio`` is relative to the image's ratio."""
     height, width = image.shape[1:] if isinstance(size, NativeSize) else sides_of(size)
     part = draw_crop(image.shape[1], image.shape[2], config, rng, width / height)
     return resize(crop(image, *part), size)
@@ -74,7 +74,7 @@ def draw_crop(
 
 def resize(image: Tensor, size: ImageSize) -> Tensor:
     """Resizes an image, (3, H, W) uint8, to ``size``, with antialiased bicubic interpolation. Returns (3, h, w) uint8. The aspect
-    ratio changes to that of ``size``; with a native size, only as far as the sides are rounded to whole patches."""
+    ratio becomes the one of ``size``. With a native size, it only changes because the sides are rounded to whole patches."""
     height, width = sides_for(size, image.shape[1], image.shape[2])
     if tuple(image.shape[1:]) == (height, width):
         return image

@@ -73,7 +73,7 @@ class VisionBackbone(ABC):
         blocks: the blocks in the order in which they run, for freezing and the feature cache.
         width: width D of the patch states.
         patch_size: side of a patch in pixels; for a convolutional model, side of the area that a state covers.
-        grid: rows and columns of patches; if images keep their aspect ratio, those of a square.
+        grid: rows and columns of patches; if images keep their aspect ratio, the grid of a square image.
         max_patches: P, the number of patches of an image, with padding if images keep their aspect ratio.
         native: the image size if images keep their aspect ratio, otherwise None.
     """
