@@ -17,7 +17,9 @@ class NativeSize(Config):
     arXiv:2502.14786)."""
 
     max_patches: int = Field(ge=1, description="maximum number of patches of an image")
-    patch_size: int = Field(ge=1, description="side of a patch in pixels, which must equal the patch size of the backbone")
+    patch_size: int = Field(
+        ge=1, description="side of a patch in pixels, which must equal the patch size of the backbone"
+    )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Returns the rows and columns of patches for an image of ``height`` x ``width`` pixels: its largest grid of at most

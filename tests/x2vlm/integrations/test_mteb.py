@@ -183,9 +183,9 @@ def test_images_are_encoded_once(model, scenes, monkeypatch):
     small.index(data["corpus"], task_metadata=task.metadata)
     small.search(data["queries"], task_metadata=task.metadata, top_k=10, top_ranked=data["top_ranked"])
     assert sum(encoded) == 2 * len(scenes)
-    bytes_per_image = reranker.model.runtime.image_states(
-        reranker.model.pixels(reranker.model.views([scenes[0][0]]))
-    ).states().nbytes
+    bytes_per_image = (
+        reranker.model.runtime.image_states(reranker.model.pixels(reranker.model.views([scenes[0][0]]))).states().nbytes
+    )
     some = X2VLMReranker(model("pretrain"), cache_gb=4.5 * bytes_per_image / 1e9)
     some.index(data["corpus"], task_metadata=task.metadata)
     encoded.clear()
