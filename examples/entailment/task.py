@@ -119,7 +119,6 @@ def _read(view: EvaluationView, max_words: int, items: Sequence[Item], index: in
 
 def entail(model: LoadedModel, images: Sequence[Image], sentences: Sequence[str]) -> list[list[str]]:
     """Returns, for each image, the class of each sentence about it."""
-
     network = model.network
     assert isinstance(network, EntailmentModel)
 

@@ -18,6 +18,7 @@ from models.config import (
     VisionConfig,
 )
 from models.core.packing import PackedTexts, Packing
+from models.core.vision import Concepts
 from models.inference.reranking import TextBank
 from models.tasks.retrieval import RetrievalModel
 from x2vlm import UserError
@@ -99,7 +100,7 @@ def test_graphs_of_every_backbone_encode_images(vision, tmp_path):
     for count in (1, 2, 5):
         pixels = torch.randint(0, 256, (count, *([frames.frames] if frames else []), 3, side, side), dtype=torch.uint8)
         states, embeddings = graph("image_states", "image_embedding", pixels=pixels)
-        torch.testing.assert_close(states, runtime.image_states(pixels), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(states, runtime.image_states(pixels).states(), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(embeddings, runtime.image_embeddings(pixels), atol=1e-4, rtol=0)
         assert states.shape[1:] == runtime.state_shape
 
@@ -151,7 +152,7 @@ def test_graphs_fuse_any_number_of_images_texts_and_tokens(tmp_path):
             image_mask=torch.ones(images.shape[:2], dtype=torch.bool),
         )
         bank = TextBank.of([runtime.text_states(text)])
-        expected = runtime.margins(images, list(torch.arange(count * texts).split(texts)), bank)
+        expected = runtime.margins(Concepts.of_states(images), list(torch.arange(count * texts).split(texts)), bank)
         torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=0)
 
 
