@@ -89,8 +89,8 @@ class VisionConfig(Config):
     image_size: ImageSize = Field(
         224,
         description="side of the square input in pixels; [height, width] for an input that is not square; or "
-        "{max_patches: 196, patch_size: 16} for images that keep their aspect ratio, each resized to as many whole "
-        "patches as fit into this budget",
+        "{max_patches: 196, patch_size: 16} for images that keep their aspect ratio, each resized to the largest grid "
+        "of whole patches within this budget",
     )
     patch_size: int | None = Field(None, ge=1, description="side of a patch in pixels; null: as in the backbone")
     stem: Literal["linear", "convolutions"] = Field(

@@ -13,8 +13,8 @@ from utils.errors import UserError
 
 
 class NativeSize(Config):
-    """Images keep their aspect ratio, and each is resized to as many whole patches as fit into a budget, as in NaFlex (SigLIP 2,
-    arXiv:2502.14786)."""
+    """A budget of patches for images that keep their aspect ratio, as in NaFlex (SigLIP 2, arXiv:2502.14786). Each image is
+    resized to the largest grid of whole patches that fits into the budget."""
 
     max_patches: int = Field(ge=1, description="maximum number of patches of an image")
     patch_size: int = Field(
@@ -32,10 +32,6 @@ class NativeSize(Config):
         return _largest_grid(height, width, self.max_patches)
 
 
-FixedSize = int | tuple[int, int]
-"""The side of a square in pixels, or (height, width)."""
-
-
 def _checked(size: Any) -> Any:
     """Validates a size. Reports a single error, whereas pydantic would report one error for each type of the union."""
     if isinstance(size, NativeSize):
@@ -48,8 +44,8 @@ def _checked(size: Any) -> Any:
     raise ValueError("use the side of a square in pixels, [height, width], or {max_patches: 196, patch_size: 16}")
 
 
-ImageSize = Annotated[FixedSize | NativeSize, BeforeValidator(_checked)]
-"""A fixed size in pixels, or the largest number of patches for images that keep their aspect ratio."""
+ImageSize = Annotated[int | tuple[int, int] | NativeSize, BeforeValidator(_checked)]
+"""The side of a square in pixels, (height, width), or a budget of patches for images that keep their aspect ratio."""
 
 
 def sides_of(size: ImageSize) -> tuple[int, int]:

@@ -73,8 +73,9 @@ def draw_crop(
 
 
 def resize(image: Tensor, size: ImageSize) -> Tensor:
-    """Resizes an image, (3, H, W) uint8, to ``size``, with antialiased bicubic interpolation. Returns (3, h, w) uint8. The aspect
-    ratio becomes the one of ``size``. With a native size, it only changes because the sides are rounded to whole patches."""
+    """Resizes an image, (3, H, W) uint8, to ``size``, with antialiased bicubic interpolation. Returns (3, h, w) uint8. If
+    ``size`` is fixed, the aspect ratio may change. With a native size, it only changes because the sides are rounded to whole
+    patches."""
     height, width = sides_for(size, image.shape[1], image.shape[2])
     if tuple(image.shape[1:]) == (height, width):
         return image

@@ -15,7 +15,7 @@ from models.core.text import TextEncoder
 from models.core.xvlm import XVLM
 from utils.config import with_previous_defaults
 from utils.errors import UserError
-from utils.image_size import ImageSize, NativeSize, sides_of
+from utils.image_size import ImageSize, NativeSize, sides_for, sides_of
 
 PUBLISHED_HEAD_WIDTH = 64
 PUBLISHED_FUSION_EPS = 1e-12
@@ -111,11 +111,8 @@ def _tables_misfit(ours: ImageSize, trained: ImageSize) -> bool:
     """True if trained position tables cannot be used for our image size, although their lengths may not show it. Tables for a
     grid that is not square are never resized, and grids with the same number of patches have tables of the same length.
     """
-    (height, width), (trained_height, trained_width) = (
-        # The tables of a model for images of any shape are square.
-        (size.max_patches, size.max_patches) if isinstance(size, NativeSize) else sides_of(size)
-        for size in (ours, trained)
-    )
+    # The tables of a model for images of any shape belong to a square.
+    (height, width), (trained_height, trained_width) = (sides_for(size, 1, 1) for size in (ours, trained))
     differ = (height, width) != (trained_height, trained_width)
     return differ and (trained_height != trained_width or height * width == trained_height * trained_width)
 

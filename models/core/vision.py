@@ -65,14 +65,12 @@ class Concepts:
         )
 
     def each(self) -> list[Concepts]:
-        """Returns each whole image or video on its own."""
-        return [
-            Concepts(self.patches[[row]], self.mean[[row]], grids=None if self.grids is None else (self.grids[row],))
-            for row in range(len(self.mean))
-        ]
+        """Returns each whole image or video separately, without copying."""
+        parts = zip(self.patches.split(1), self.mean.split(1), self.grids or [None] * len(self.mean), strict=True)
+        return [Concepts(patches, mean, grids=None if grid is None else (grid,)) for patches, mean, grid in parts]
 
     def real_patches(self) -> Tensor | None:
-        """Returns which patches of the I images are not padding, (I, P) bool; None if there is no padding."""
+        """Returns a mask (I, P) bool of the patches that are not padding, or None if no image has padding."""
         if self.grids is None:
             return None
         return real_patches(self.grids, self.patches.shape[1], self.patches.device)
@@ -122,6 +120,7 @@ class VisionEncoder(nn.Module):
         """
         native = [pixels for pixels in batches if isinstance(pixels, NativeImages)]
         if native:
+            assert len(native) == len(batches), "some images keep their aspect ratio, others do not"
             parts = self.patches(NativeImages.cat(native)).split([len(images) for images in native])
             return [Concepts.whole(part, images.grids) for part, images in zip(parts, native, strict=True)]
         fixed = [pixels for pixels in batches if isinstance(pixels, Tensor)]
@@ -132,15 +131,9 @@ class VisionEncoder(nn.Module):
         frames = self.patches(torch.cat([pixels.flatten(0, -4) for pixels in fixed]))
         batch_patches = frames.split([pixels.shape[:-3].numel() for pixels in fixed])
         return [
-            self.video(patches.unflatten(0, pixels.shape[:2])) if pixels.dim() == 5 else self._whole(patches, pixels)
+            self.video(patches.unflatten(0, pixels.shape[:2])) if pixels.dim() == 5 else Concepts.whole(patches)
             for pixels, patches in zip(fixed, batch_patches, strict=True)
         ]
-
-    def _whole(self, patches: Tensor, pixels: Tensor) -> Concepts:
-        """Creates whole images (I, 3, H, W) from their patches."""
-        if self.vision_backbone.native is None:
-            return Concepts.whole(patches)
-        return Concepts.whole(patches, (self.vision_backbone.grid_of(pixels),) * len(pixels))
 
     def video(self, patches: Tensor) -> Concepts:
         """Combines the patches (I, F, P, D) of frames into videos. The position embedding of a frame is added to its patches.
@@ -171,11 +164,13 @@ class VisionEncoder(nn.Module):
             patches = self.vision_backbone.patches(normalised)
         if self.patch_positions is None:
             return patches
-        if not isinstance(pixels, NativeImages):
-            grid = self.vision_backbone.grid_of(pixels)
-            fixed = grid == self.grid
-            return patches + (self.patch_positions if fixed else sincos_positions(*grid, self.width).to(patches))
-        return patches + padded_sincos_positions(pixels.grids, patches.shape[1], self.width).to(patches)
+        if self.vision_backbone.native is None:
+            return patches + self.patch_positions
+        if isinstance(pixels, NativeImages):
+            positions = padded_sincos_positions(pixels.grids, patches.shape[1], self.width)
+        else:
+            positions = sincos_positions(*self.vision_backbone.grid_of(pixels), self.width)
+        return patches + positions.to(patches)
 
     @property
     def blocks_to_shard(self) -> list[nn.Module]:

@@ -15,7 +15,7 @@ from PIL import Image
 from demo.folder import FolderFlags
 from demo.scenes.build import scenes
 from demo.scenes.captions import MAX_PIECES, captions_by_language, pieces
-from demo.scenes.compose import compose_scene, split_of
+from demo.scenes.compose import compose_scene, draw_size, split_of
 from demo.scenes.describe import MARGIN, describe_scene, looks_of
 from demo.scenes.draw import draw_scene
 from demo.scenes.long import long_caption
@@ -328,3 +328,16 @@ def test_a_folder_that_cannot_be_created_is_reported_in_one_line(tmp_path, monke
     argv = ["--out", str(tmp_path / "file" / "out")]
     assert call(scenes, argv, "python -m demo.scenes") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_scenes_of_different_shapes_have_about_the_same_number_of_pixels():
+    sizes = [draw_size(0, "train", index, (64, 96), 4.0) for index in range(200)]
+    ratios = [width / height / (64 / 96) for width, height in sizes]
+    assert 0.24 < min(ratios) < 0.3 and 3.5 < max(ratios) < 4.1
+    assert all(abs(width * height / (64 * 96) - 1) < 0.03 for width, height in sizes)
+    assert {draw_size(0, "train", index, (64, 96), 1.0) for index in range(20)} == {(64, 96)}
+
+
+def test_shapes_with_a_side_below_the_minimum_are_refused(tmp_path):
+    with pytest.raises(UserError, match=naming("--aspect 9", "32 pixels", "--size 96")):
+        _build(tmp_path, aspect=9.0)

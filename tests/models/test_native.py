@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import log
+from dataclasses import replace
+from math import log, prod
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from timm.models.beit import gen_relative_position_index
 from torch import Tensor
 
 from batches.images import Grid, NativeImages
-from models.config import VisionConfig
+from models.checkpoints import initialise
+from models.config import InitConfig, VisionConfig
 from models.core.backbones.native import offset_rows
+from models.core.backbones.timm_backbone import BIAS_TABLE, POSITIONS
 from models.core.vision import VisionEncoder
+from tests.encoders.vision import ROWS, model_of
 from tests.messages import naming
 from utils.errors import UserError
 from utils.image_size import NativeSize, sides_for
@@ -121,7 +126,7 @@ def test_images_give_the_same_states_and_gradients_together_and_alone(name):
     alone = [model(image.unsqueeze(0)) for image in images]
     for index, single in enumerate(alone):
         count = single.patches.shape[1]
-        assert single.grids == (GRIDS[index],)
+        assert count == prod(GRIDS[index])
         torch.testing.assert_close(together.patches[index, :count], single.patches[0])
         assert not together.patches[index, count:].any()
         torch.testing.assert_close(together.mean[index], single.mean[0])
@@ -153,7 +158,6 @@ def test_rotary_positions_are_those_of_a_model_for_this_shape():
 
 
 def test_beit_reads_the_biases_of_a_pair_of_patches_by_their_offset():
-    assert torch.equal(offset_rows((3, 5), 5, torch.device("cpu"))[1:, 1:] >= 0, torch.ones(15, 15, dtype=torch.bool))
     assert torch.equal(offset_rows((4, 4), 4, torch.device("cpu")), gen_relative_position_index((4, 4)))
     square, wide = (offset_rows(grid, 6, torch.device("cpu")) for grid in ((4, 4), (2, 6)))
     # Row 1, column 2 seen from row 0, column 1, in both grids; [CLS] is the first token.
@@ -167,12 +171,11 @@ def test_beit_uses_the_last_offset_of_its_table_beyond_it():
     assert rows[1, 1 + 2] != rows[1, 1 + 3]
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_gradient_checkpointing_changes_nothing(recompute):
+def test_gradient_checkpointing_changes_nothing():
     model = encoder("beit")
     images = NativeImages.of(images_of(GRIDS, 4), model.config.image_size)
     plain = gradients(model, lambda: model(images).mean.square().sum())
-    model.set_gradient_checkpointing(recompute)
+    model.set_gradient_checkpointing(True)
     for name, gradient in gradients(model, lambda: model(images).mean.square().sum()).items():
         torch.testing.assert_close(gradient, plain[name], msg=name)
 
@@ -189,3 +192,45 @@ def test_another_patch_size_than_that_of_the_backbone_is_refused():
         VisionEncoder(
             VisionConfig(backbone="vit_small_patch14_dinov2", image_size=NativeSize(max_patches=20, patch_size=16))
         )
+
+
+def test_a_model_of_transformers_is_refused(tmp_path):
+    row = next(row for row in ROWS if row.settings is not None and row.title == "DINOv2")
+    with pytest.raises(UserError, match=naming("model.vision.image_size", "one height and width", "timm's name")):
+        VisionEncoder(row.config(tmp_path, image_size=NativeSize(max_patches=20, patch_size=14)))
+
+
+@pytest.mark.parametrize("name", ["beit", "dinov2", "sincos and a convolutional stem"])
+def test_the_cache_of_frozen_blocks_changes_nothing(name, tmp_path):
+    model = encoder(name).float().train()
+    model.freeze_blocks(1)
+    size, images = model.config.image_size, images_of(GRIDS, model.patch_size)
+    batch = NativeImages.of(images, size)
+    expected = gradients(model, lambda: model(batch).mean.square().sum())
+    model.keep_features(tmp_path, 10**8)
+    for _ in range(2):  # computed first, then read from the cache
+        torch.testing.assert_close(gradients(model, lambda: model(batch).mean.square().sum()), expected)
+    # Two images with the same pixels in another grid have different states.
+    first, second = (model(replace(batch.select([0]), grids=(grid,))).mean for grid in ((4, 5), (5, 4)))
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("name", ["beit", "dinov2"])
+def test_weights_for_squares_are_loaded(name, tmp_path):
+    """Tables of a 6 x 6 grid are resized to the square of the budget, and rotary and other parameters stay."""
+    side = 6 * BACKBONES[name]["patch_size"]
+    source = encoder(name, (side, side)).float()
+    save_file(
+        {key: value.clone() for key, value in source.backbone.state_dict().items()}, tmp_path / "vision.safetensors"
+    )
+    settings = {**BACKBONES[name], "width": 32, "depth": 2, "heads": 2, "drop_path": 0.0}
+    model = model_of(VisionConfig(image_size=NativeSize(max_patches=20, patch_size=settings["patch_size"]), **settings))
+    [report] = initialise(model, InitConfig(vision=str(tmp_path / "vision.safetensors")))
+    loaded = dict(model.vision.backbone.named_parameters())
+    for key, value in source.backbone.named_parameters():
+        if value.shape == loaded[key].shape:
+            torch.testing.assert_close(loaded[key], value, msg=key)
+        else:
+            assert key.endswith((POSITIONS, BIAS_TABLE)), key
+    assert {key for key in loaded if key.endswith((POSITIONS, BIAS_TABLE))} <= {*source.backbone.state_dict()}
+    assert report

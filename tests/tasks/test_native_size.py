@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from tests.conftest import tiny_run
 from tests.tasks.painted import KINDS, ROOT, measured
 from tests.tasks.test_finetune import start
 from utils.config import load_config
+from x2vlm import load
+from x2vlm.export.writing import export
+from x2vlm.search.index import ImageIndex
+from x2vlm.search.making import build_index
 
 NATIVE = "model.vision.image_size={max_patches: 12, patch_size: 8}"
 
@@ -132,16 +137,85 @@ def test_a_pre_training_run_ends_with_an_evaluation(overrides, tmp_path):
     assert (tmp_path / "run/predictions.png").is_file()
 
 
+def close(one: Any, other: Any) -> bool:
+    """True if two predictions are equal, with numbers up to rounding."""
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, Sequence) and not isinstance(one, str):
+        return len(one) == len(other) and all(map(close, one, other))
+    return one == (pytest.approx(other, abs=1e-4) if isinstance(one, float) else other)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_task_predicts_the_same_for_images_together_and_alone(name, overrides, tmp_path):
-    evaluation = start(name, tmp_path / "run", overrides(name))
-    assert evaluation
+    start(name, tmp_path / "run", overrides(name))
     schema, kind, *_ = KINDS[name]
     predictions: list[Any] = []
     for size in (1, 8):
         more = [*overrides(name), f"evaluation.batch_size={size}", f"init.checkpoint={tmp_path / 'run'}"]
         config = load_config(ROOT / f"configs/demo/{name}.yaml", more, schema)
         torch.manual_seed(0)
-        predictions.append(measured(kind.build(config)).values())
-    assert predictions[0] == pytest.approx(predictions[1], abs=1e-6)
-    assert json.dumps(predictions[0])
+        evaluation = measured(kind.build(config))
+        predictions.append((evaluation.values(), evaluation.predictions))
+    (values, alone), (other_values, together) = predictions
+    assert values == pytest.approx(other_values, abs=1e-6)
+    assert close(alone, together)
+
+
+@torch.no_grad()
+def strengthen(model: torch.nn.Module) -> None:
+    """Adds random weights, because a model that was hardly trained gives nearly the same results for all images."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+def test_sets_of_boxes_are_the_same_for_images_together_and_alone(overrides, folder, tmp_path):
+    sets = [f"data.train.annotations={folder}/sets_train.jsonl", "model.box_set={queries: 6}"]
+    sets.append("model.vision.image_size={max_patches: 14, patch_size: 8}")  # more than 3 x 4
+    for split in ("validation", "test.test"):
+        sets.append(f"evaluation.{split}.annotations={folder}/sets_{'val' if split == 'validation' else 'test'}.jsonl")
+    schema, kind, *_ = KINDS["grounding"]
+    torch.manual_seed(0)
+    config = load_config(ROOT / "configs/demo/grounding.yaml", [*overrides("grounding"), *sets], schema)
+    task = kind.build(config)
+    batch = next(task.train_loader().batches(0, 1))
+    assert min(map(math.prod, batch.pixels.grids)) < 14
+    with torch.no_grad():
+        strengthen(task.model)
+        together = task.model.eval().double().locate_all(batch.pixels, batch.text)
+        for row, mask in enumerate(batch.text.mask):
+            text = replace(batch.text, ids=batch.text.ids[[row]], mask=mask[None], token_count=None)
+            padded = batch.pixels.select([row])
+            short = replace(padded, patches=padded.patches[:, : math.prod(padded.grids[0])])
+            alone = task.model.locate_all(short, text)
+            torch.testing.assert_close(together.boxes[row], alone.boxes[0])
+            torch.testing.assert_close(together.logits[row], alone.logits[0])
+
+
+def test_a_model_gives_the_same_for_images_together_and_alone_in_an_index_and_in_onnx(overrides, folder, tmp_path):
+    run = tmp_path / "run"
+    arguments = ["--config", str(ROOT / "configs/demo/pretrain.yaml"), "--output", str(run)]
+    assert run_script([*arguments, *overrides("pretrain")], "pretrain") == 0
+    model, images = load(run), sorted((folder / "images/val").iterdir())
+    strengthen(model.network)
+    text = "a red star"
+    together = model.match(images, [text])[:, 0]
+    assert together == pytest.approx([model.match(image, [text])[0, 0] for image in images], abs=1e-5)
+    assert together.max() - together.min() > 1e-3
+    boxes = model.locate(images, [[text]] * len(images))
+    for image, [box] in zip(images, boxes, strict=True):
+        [[alone]] = model.locate([image], [[text]])
+        assert (box.x, box.y, box.width, box.height, box.score) == pytest.approx(
+            (alone.x, alone.y, alone.width, alone.height, alone.score), abs=1e-3
+        )
+    saved = load(model.save(tmp_path / "saved"))
+    build_index(saved, folder / "images/val", tmp_path / "index")
+    expected = dict(zip([path.name for path in images], together.tolist(), strict=True))
+    for _ in range(2):  # the second search reads the states from the cache
+        hits = ImageIndex(tmp_path / "index", saved, cache=tmp_path / "cache").search(text, top=8, rerank=8)
+        assert {Path(hit.path).name: hit.score for hit in hits} == pytest.approx(expected, abs=1e-5)
+    export(saved, tmp_path / "model.onnx")  # compares all results with those of torch
+    exported = load(tmp_path / "model.onnx")
+    assert exported.match(images, [text])[:, 0] == pytest.approx(together, abs=1e-4)

@@ -137,7 +137,6 @@ class OnnxRuntime:
 
     def margins(self, images: Concepts, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
         """See :class:`~x2vlm.runtime.Runtime`."""
-
         each = images.each()
 
         def score(image: int, candidates: PackedTexts) -> Tensor:
@@ -192,6 +191,6 @@ class OnnxRuntime:
 
 
 def _states_and_mask(image: Concepts) -> tuple[Tensor, Tensor | None]:
-    """Returns the states (1, K, D) of an image, and which of them are not padding, (1, K); None if there is no padding."""
+    """Returns the states (1, K, D) of an image, and a mask (1, K) that is False for padding, or None without padding."""
     real = image.real_patches()
     return image.states(), None if real is None else F.pad(real, (1, 0), value=True)

@@ -268,10 +268,9 @@ class ImageIndex:
         def encode() -> bytes:
             with model.runtime.running():
                 states = model.check_finite(model.runtime.image_states(model.pixels([model.read(hit.path)])))
-            (grid,) = states.grids or ((),)
-            content = np.concatenate([states.states().float().cpu().numpy().ravel(), np.array(grid, np.float32)])
-            tokens: bytes = content.tobytes()
-            return tokens
+            grid = np.array(states.grids or (), np.float32)
+            content: bytes = states.states().float().cpu().numpy().tobytes() + grid.tobytes()
+            return content
 
         name = hashlib.blake2b(f"{self._weights} {hit.content}".encode(), digest_size=20).hexdigest()
         content = encode() if self._cache is None else self._cache.get(name, size, encode)

@@ -132,13 +132,13 @@ class RegionStream:
         laid.sort(key=lambda entry: entry[0])
         image_index, all_rows = [image for image, _, _ in laid], [row for _, _, row in laid]
         texts = [row.texts for row in all_rows]
-        length = max(len(row.patch_mask) for row in all_rows)
+        masks = [row.patch_mask for row in all_rows]
         if isinstance(self.image_size, NativeSize):
-            length = self.image_size.max_patches
+            masks = [F.pad(mask, (0, self.image_size.max_patches - len(mask))) for mask in masks]
         return RegionBatch(
             pixels=stack_views(pixels, self.image_size),
             image_index=torch.tensor(image_index),
-            patch_mask=torch.stack([F.pad(row.patch_mask, (0, length - len(row.patch_mask))) for row in all_rows]),
+            patch_mask=torch.stack(masks),
             boxes_cxcywh=torch.tensor([row.box for row in all_rows], dtype=torch.float32),
             is_image=torch.tensor([row.is_image for row in all_rows]),
             several_boxes=torch.tensor([row.several_boxes for row in all_rows]),

@@ -169,7 +169,7 @@ class VisionBackbone(ABC):
 
     def image(self) -> Pixels:
         """Returns an image (1, 3, H, W) without content, on the device of the parameters. If images keep their aspect ratio, it
-        has as many rows as columns."""
+        is a square."""
         height, width = (cells * self.patch_size for cells in self.grid)
         image = torch.empty(1, 3, height, width, device=next(self.module.parameters()).device)
         return image if self.native is None else NativeImages.of([image[0]], self.native)

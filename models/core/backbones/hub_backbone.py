@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from batches.images import NativeImages
 from models.config import VisionConfig, heads_error
 from models.core.backbones.base import Library, PixelStatistics, VisionBackbone, keys_not_taken
 from models.core.hub import (
@@ -78,7 +77,7 @@ class HubBackbone(VisionBackbone):
         )
         arguments = inspect.signature(module.forward).parameters
         self._takes_patches = "spatial_shapes" in arguments
-        if self.native is not None and not self._takes_patches:
+        if self.native is not None:
             raise UserError(
                 f"{config.backbone} takes images of one height and width only",
                 where="model.vision.image_size",
@@ -114,14 +113,6 @@ class HubBackbone(VisionBackbone):
         inputs = self._as_patches(pixels) if self._takes_patches else {"pixel_values": pixels, **self._options}
         normed: Tensor = self._norm(self.module(**inputs).last_hidden_state)
         return normed
-
-    def native_states(self, images: NativeImages) -> Tensor:
-        states: Tensor = self.module(
-            pixel_values=images.patches.permute(0, 1, 3, 4, 2).flatten(2),
-            pixel_attention_mask=images.mask(),
-            spatial_shapes=torch.tensor(images.grids, device=images.patches.device),
-        ).last_hidden_state
-        return self._norm(states)
 
     def _as_patches(self, pixels: Tensor) -> dict[str, Tensor | None]:
         """The input of a model that takes a sequence of patches (I, P, p * p * 3), where p is the side of a patch. The pixels of

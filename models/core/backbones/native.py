@@ -1,7 +1,7 @@
 """Runs timm's ViTs on images that keep their aspect ratio.
 
 Patches are embedded for all images with the same grid at once. Then all images pass through the blocks together, padded to the
-same number of patches. No token attends to padding. The parameters and their names are those of the model for a fixed image size.
+same number of patches. No token attends to padding. A model for a fixed image size has the same parameters, under the same names.
 """
 
 from __future__ import annotations
