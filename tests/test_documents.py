@@ -199,14 +199,3 @@ def test_the_constraints_are_releases_within_the_ranges_of_every_requirement():
             name = canonicalize_name(requirement.name)
             assert name in pinned, name
             assert requirement.specifier.contains(pinned[name]), name
-
-
-FAULT_TESTS = re.findall(r"^\|.*\| (`[^|]+`) \|$", (ROOT / "docs/faults.md").read_text(encoding="utf-8"), re.M)
-
-
-@pytest.mark.parametrize("cell", FAULT_TESTS)
-def test_a_row_of_faults_names_a_test_that_exists(cell):
-    for name in re.findall(r"`([^`]+)`", cell):
-        path, _, function = name.partition("::")
-        source = (ROOT / "tests" / path).read_text(encoding="utf-8")
-        assert not function or re.search(rf"^(?:    )?def {re.escape(function)}\(", source, re.M), name
