@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 from torch.nn import functional as F
 
 from batches.images import NativeImages
@@ -22,6 +24,9 @@ from tasks.config import PretrainConfig
 from tasks.pretrain import PretrainTask
 from tasks.run import run_script
 from tests.conftest import tiny_run
+from tests.distributed.test_sharded import STEPS, Run, assert_same
+from tests.engine.frozen import as_of_step
+from tests.ranks import on_ranks
 from tests.tasks.painted import KINDS, ROOT, measured
 from tests.tasks.test_finetune import start
 from utils.config import load_config
@@ -135,6 +140,41 @@ def test_a_pre_training_run_ends_with_an_evaluation(overrides, tmp_path):
     evaluation = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert evaluation["held-out"]
     assert (tmp_path / "run/predictions.png").is_file()
+
+
+@pytest.mark.slow
+def test_sharded_training_has_the_weights_of_ddp_and_resumes_exactly(overrides, tmp_path):
+    """The images of both ranks have different grids."""
+    (tmp_path / "out").mkdir()
+    found = []
+    for parallel in ("ddp", "fsdp"):
+        changes = [*overrides("pretrain"), *STEPS, f"train.parallel={parallel}"]
+        whole, other = on_ranks(2, Run(tmp_path / parallel, changes), tmp_path / "out")
+        assert_same(other, whole, 0.0)
+        folder = as_of_step(2, tmp_path / parallel, tmp_path / f"{parallel}-resumed")
+        assert_same(on_ranks(2, Run(folder, changes), tmp_path / "out")[0], whole, 0.0)
+        found.append(whole)
+    assert_same(*found)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_states_for_all_grids_without_compiling_again(task):
+    first, second = (batch.regions.pixels for batch in task.train_loader().batches(consumed=0, count=2))
+    assert sorted(first.grids) != sorted(second.grids)
+    vision, graphs = copy.deepcopy(task.model.vision).eval(), []
+
+    def backend(graph, inputs, **options):
+        graphs.append(graph)
+        return aot_eager(graph, inputs, **options)
+
+    with torch.no_grad():
+        expected = [vision(images).states() for images in (first, second)]
+        vision.compile_blocks(backend=backend)
+        found = [vision(first).states()]
+        compiled = len(graphs)
+        found.append(vision(second).states())
+    assert 0 < compiled == len(graphs)
+    torch.testing.assert_close(found, expected)
 
 
 def close(one: Any, other: Any) -> bool:

@@ -154,13 +154,11 @@ class TimmBackbone(VisionBackbone):
         return tensor
 
     def compile(self, **options: Any) -> None:
-        if (
-            self._native is not None
-        ):  # the number of different grids varies, but the shapes of the blocks' inputs do not
+        if self._native is None:
+            self.module.forward_features = torch.compile(self.module.forward_features, **options)
+        else:  # the number of different grids varies, but the shapes of the blocks' inputs do not
             for block in self.blocks:
                 block.compile(**options)
-            return
-        self.module.forward_features = torch.compile(self.module.forward_features, **options)
 
     def call_projections(self) -> None:
         """Changes timm's BEiT and EVA models, which by default read the weight of one layer without calling the layer."""

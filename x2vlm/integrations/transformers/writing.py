@@ -45,7 +45,8 @@ def write(model: LoadedModel, folder: Path) -> None:
     """Writes the files of a model for transformers into an empty folder: weights, config, processor, and the modelling file.
 
     Raises:
-        UserError: the task that the model was trained with is not supported, or the model is a video model or has a box-set head.
+        UserError: the task that the model was trained with is not supported, or the model is a video model, has a box-set head, or takes images of
+            any shape.
     """
     settings = model.settings
     if settings.task not in EXPORTED_TASKS:
@@ -59,12 +60,13 @@ def write(model: LoadedModel, folder: Path) -> None:
         )
     if getattr(settings.model, "box_set", None) is not None:
         raise UserError(f"{model.origin} has a box-set head, which save(format='transformers') does not support")
+    processor = _processor(model)
     saved, weights = X2VLMModel(config_of(model)), model.network.state_dict()
     buffers = dict(saved.named_buffers())
     saved.load_state_dict({name: weights[name] if name in weights else buffers[name] for name in saved.state_dict()})
     saved.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # transformers makes the file readable only by its owner
-    _processor(model).save_pretrained(folder)
+    processor.save_pretrained(folder)
     write_text(folder / MODELLING_FILE, modelling_file())
     _add_class_references(folder / "config.json", {"AutoConfig": "X2VLMConfig", "AutoModel": "X2VLMModel"})
     _add_class_references(folder / "processor_config.json", {"AutoProcessor": "X2VLMProcessor"})
