@@ -26,6 +26,7 @@ from demo.real.collect import CUTOUT_SOURCES
 from metrics.retrieval import ranks_of_first_match, retrieval_recalls
 from models.checkpoints import initialise
 from models.pretraining.model import PretrainModel
+from tasks.inference import evaluating
 from utils.commands import call
 
 CONFIG = Path("configs/real/pretrain.yaml")
@@ -53,7 +54,6 @@ class Encoded(NamedTuple):
     texts: Tensor
 
 
-@torch.no_grad()
 def features(model: PretrainModel, pixels: Tensor) -> Tensor:
     """Computes features (N, 4, 2D) of ``pixels`` (N, 3, H, W) uint8: the normalised [CLS] and mean patch of the last four layers,
     in order."""
@@ -68,15 +68,16 @@ def features(model: PretrainModel, pixels: Tensor) -> Tensor:
         output_fmt="NLC",
         intermediates_only=True,
     )
-    return torch.stack([torch.cat([prefix[:, 0], patches.mean(dim=1)], dim=1) for patches, prefix in layers], dim=1)
+    return torch.stack(
+        [torch.cat([prefix[:, 0], patches.mean(dim=1)], dim=1).float() for patches, prefix in layers], dim=1
+    )
 
 
-@torch.no_grad()
 def text_embeddings(model: PretrainModel, processor: TextProcessor, captions: Sequence[str]) -> Tensor:
     """Computes the normalised mean (N, D') of the token states of each caption."""
     (packed,) = model.text([processor.encode_plain(captions)])
     states, mask = packed.padded_with_mask()
-    return F.normalize(states.masked_fill(~mask.unsqueeze(2), 0).sum(dim=1), dim=1)
+    return F.normalize(states.float().masked_fill(~mask.unsqueeze(2), 0).sum(dim=1), dim=1)
 
 
 def encode(model: PretrainModel, processor: TextProcessor, file: Path) -> dict[str, Encoded]:
@@ -131,10 +132,10 @@ def main(*, records: Path = Path("data/real/records")) -> int:
 
     For each source separately, ridge regression predicts MiniLM's embedding of a picture's first caption (the mean of the token
     states) from DINOv2's features of the picture. Held-out captions are then ranked for each held-out picture by their cosine
-    with the prediction, and pictures are ranked for each caption. The features are [CLS] and the mean patch at 224 pixels: of the
-    last layer in baseline A, of the last four layers in baseline B. The penalty is chosen on the validation split, by the mean of
-    R@1, R@5 and R@10 in both directions; the test split is used once. The ranks are saved in the folder of the records, where
-    ``benchmarks.real_sources`` reads them.
+    with the prediction, and pictures are ranked for each caption. The features are [CLS] and the mean patch at 224 pixels, in the
+    precision of the config: of the last layer in baseline A, of the last four layers in baseline B. The penalty is chosen on the
+    validation split, by the mean of R@1, R@5 and R@10 in both directions; the test split is used once. The ranks are saved in the
+    folder of the records, where ``benchmarks.real_sources`` reads them.
 
     Args:
         records: folder of the records.
@@ -143,10 +144,11 @@ def main(*, records: Path = Path("data/real/records")) -> int:
         python -m benchmarks.real_ridge
     """
     config = config_for(CONFIG, ["model.vision.depth=null", "model.vision.image_size=224"])
-    model = build(config).eval()
+    model = build(config)
     initialise(model, config.init)
     processor = TextProcessor(load_tokenizer(config.model.text.encoder), config.data.text)
-    encoded = {split: encode(model, processor, records / f"{split}.jsonl") for split in SPLITS}
+    with evaluating(model, config.train.precision):
+        encoded = {split: encode(model, processor, records / f"{split}.jsonl") for split in SPLITS}
     found: dict[str, dict[str, dict[str, list[list[int]]]]] = {
         split: {name: {} for name in BASELINES} for split in ("val", "test")
     }
