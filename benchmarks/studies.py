@@ -1,7 +1,7 @@
 """Training studies, in which alternatives are trained with several seeds: ``python -m benchmarks.studies NAME``.
 
 ``run.py sweep`` makes the runs and writes a table of all metrics. A study is a list of sweeps; this module adds the alternatives,
-and a table of the main metrics. docs/ablations.md and docs/real_model.md show the results.
+and a table of the main metrics. docs/ablations.md shows the results.
 """
 
 from __future__ import annotations
