@@ -99,8 +99,8 @@ def select_images(images: Pixels, rows: Sequence[int]) -> Pixels:
 
 
 def stack_views(views: Sequence[Tensor], size: ImageSize) -> Pixels:
-    """Combines the views of images or videos into a batch. A worker process writes them directly to the memory that it shares
-    with the training process; ``torch.stack`` would need one more copy.
+    """Combines the views of images or videos into a batch. A worker process writes views of the same size directly to the memory
+    that it shares with the training process; ``torch.stack`` would need one more copy.
 
     Args:
         views: the view of each image (3, H, W) or video (F, 3, H, W).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import ceil, floor, isqrt
+from math import ceil, floor
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -74,7 +74,7 @@ def sides_for(size: ImageSize, height: int, width: int) -> tuple[int, int]:
 def grid_of(size: ImageSize, patch_size: int) -> tuple[int, int]:
     """Returns the number of rows and columns of patches; for images of any shape, the grid of a square image."""
     if isinstance(size, NativeSize):
-        return isqrt(size.max_patches), isqrt(size.max_patches)
+        return size.grid(1, 1)
     height, width = sides_of(size)
     return height // patch_size, width // patch_size
 
@@ -93,8 +93,8 @@ def _largest_grid(height: int, width: int, max_patches: int) -> tuple[int, int]:
     grids = []
     for rows in range(1, max_patches + 1):
         # Scales at which the height rounds to this number of rows give these numbers of columns.
-        least = max(1, ceil((rows - 0.5) * width / height - 0.5))
-        most = max(1, floor((rows + 0.5) * width / height + 0.5))
+        least = max(1, floor((rows - 0.5) * width / height - 0.5) + 1)
+        most = max(1, ceil((rows + 0.5) * width / height + 0.5) - 1)
         if rows * least <= max_patches:
             grids.append((rows, min(most, max_patches // rows)))
     if not grids:

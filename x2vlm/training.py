@@ -31,6 +31,7 @@ from tasks.binding import bind_run
 from tasks.config import PretrainConfig
 from utils import accelerator
 from utils.errors import UserError
+from utils.image_size import sides_of
 from x2vlm.base import as_texts
 
 
@@ -109,8 +110,7 @@ class Training:
         if not isinstance(config, PretrainConfig):
             raise UserError(f"pairs: the task is {config.task}", remedy="build its batch from the classes in batches")
         texts, size = as_texts(texts), config.model.vision.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (len(texts), 3, height, width)
+        shape = (len(texts), 3, *sides_of(size))
         if not (isinstance(pixels, Tensor) and pixels.dtype == torch.uint8 and tuple(pixels.shape) == shape and texts):
             given = f"{tuple(pixels.shape)} {pixels.dtype}" if isinstance(pixels, Tensor) else type(pixels).__name__
             raise UserError(

@@ -249,10 +249,10 @@ def _warp(planes: Planes, source: Affine) -> Planes:
     return out.reshape(planes.shape)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=128)
 def _bilinear(source: Affine, height: int, width: int) -> tuple[np.ndarray, list[np.ndarray | None]]:
     """Computes the neighbours and weights of bilinear interpolation. Results are cached, because the augmentation of a run uses
-    only six different maps.
+    only six different maps for each size of image.
 
     Returns:
         For each pixel, the flat index of its source position's upper left neighbour in the image with a border; and the weights

@@ -19,6 +19,7 @@ from models.core.feature_cache import FeatureCache
 from models.core.packing import select_rows
 from optim.setup import stay_in_evaluation_mode
 from utils.errors import UserError
+from utils.image_size import NativeSize
 
 FRAME_POSITIONS = "vision.frame_positions"
 """Name of the parameter that contains a model's frame positions."""
@@ -101,6 +102,8 @@ class VisionEncoder(nn.Module):
         self.vision_backbone = backbone = build_backbone(config)
         self.backbone = backbone.module
         self.width, self.patch_size, self.grid = backbone.width, backbone.patch_size, backbone.grid
+        if isinstance(config.image_size, NativeSize):
+            self.max_patches = config.image_size.max_patches  # part of the model's identity, which no parameter shows
         for name, values in pixel_statistics(config)._asdict().items():
             self.register_buffer(f"pixel_{name}", torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         positions = sincos_positions(*self.grid, self.width) if config.patch_positions else None
@@ -118,16 +121,16 @@ class VisionEncoder(nn.Module):
             batches: images (I, 3, H, W), videos (I, F, 3, H, W), or images that keep their aspect ratio, as uint8 in 0..255 or as
                 normalised floats.
         """
+        dtypes = {raw_pixels(pixels).dtype for pixels in batches}
+        assert len(dtypes) == 1, (
+            f"batches of dtypes {dtypes}: uint8 pixels have not been normalised yet, but floats have"
+        )
         native = [pixels for pixels in batches if isinstance(pixels, NativeImages)]
         if native:
             assert len(native) == len(batches), "some images keep their aspect ratio, others do not"
             parts = self.patches(NativeImages.cat(native)).split([len(images) for images in native])
             return [Concepts.whole(part, images.grids) for part, images in zip(parts, native, strict=True)]
         fixed = [pixels for pixels in batches if isinstance(pixels, Tensor)]
-        dtypes = {pixels.dtype for pixels in fixed}
-        assert len(dtypes) == 1, (
-            f"batches of dtypes {dtypes}: uint8 pixels have not been normalised yet, but floats have"
-        )
         frames = self.patches(torch.cat([pixels.flatten(0, -4) for pixels in fixed]))
         batch_patches = frames.split([pixels.shape[:-3].numel() for pixels in fixed])
         return [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import log, prod
+from math import isqrt, log, prod
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from timm.models.beit import gen_relative_position_index
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import Dim
 
 from batches.images import Grid, NativeImages
 from models.checkpoints import initialise
@@ -21,7 +22,8 @@ from models.core.vision import VisionEncoder
 from tests.encoders.vision import ROWS, model_of
 from tests.messages import naming
 from utils.errors import UserError
-from utils.image_size import NativeSize, sides_for
+from utils.image_size import NativeSize, grid_of, sides_for
+from utils.weight_file import identity
 
 BACKBONES = {
     "dinov2": {"backbone": "vit_small_patch14_dinov2", "patch_size": 14},
@@ -84,6 +86,12 @@ def test_a_grid_is_the_largest_whose_sides_are_the_rounded_sides_of_the_image(ma
         assert round(max(1, scale * height)) * round(max(1, scale * width)) > max_patches
 
 
+def test_a_square_has_as_many_rows_as_columns_with_every_budget():
+    for max_patches in range(1, 1025):
+        size = NativeSize(max_patches=max_patches, patch_size=14)
+        assert size.grid(480, 480) == (isqrt(max_patches), isqrt(max_patches)) == grid_of(size, 14)
+
+
 def test_images_that_are_too_long_are_compressed():
     size = NativeSize(max_patches=10, patch_size=14)
     assert size.grid(1, 1000) == (1, 10)
@@ -92,7 +100,7 @@ def test_images_that_are_too_long_are_compressed():
 
 
 def test_the_largest_error_of_the_aspect_ratio():
-    """The numbers in docs/native.md: for images of up to 4:1, with 196 patches."""
+    """The numbers in docs/finetuning.md: for images of up to 4:1, with 196 patches."""
     size, worst, least = NativeSize(max_patches=196, patch_size=16), 0.0, 1.0
     for step in range(-200, 201):
         height, width = 10_000, round(10_000 * 4 ** (step / 200))
@@ -139,7 +147,7 @@ def test_images_give_the_same_states_and_gradients_together_and_alone(name):
         torch.testing.assert_close(gradient, second[parameter], rtol=tolerance, atol=tolerance, msg=parameter)
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "beit"])
+@pytest.mark.parametrize("name", BACKBONES)
 def test_a_square_image_gives_the_states_of_a_model_for_squares(name):
     model = encoder(name)
     side = 4 * model.patch_size
@@ -215,7 +223,35 @@ def test_the_cache_of_frozen_blocks_changes_nothing(name, tmp_path):
     assert not torch.allclose(first, second)
 
 
-@pytest.mark.parametrize("name", ["beit", "dinov2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+def test_an_exported_encoder_takes_images_of_any_shape(name):
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder(name).float()
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return self.encoder(pixels).patches
+
+    model = Patches().eval()
+    side = model.encoder.patch_size
+    rows, columns = (Dim(axis, min=2, max=20) for axis in ("rows", "columns"))
+    axes = {2: side * rows, 3: side * columns}
+    example = torch.zeros(1, 3, 2 * side, 3 * side, dtype=torch.uint8)
+    with torch.no_grad():
+        exported = torch.export.export(model, (example,), dynamic_shapes=(axes,), strict=False).module()
+        for image in images_of(((4, 5), (2, 10), (5, 2)), side):
+            torch.testing.assert_close(exported(image[None]), model(image[None]), rtol=1e-4, atol=1e-4)
+
+
+def test_models_with_other_budgets_have_another_identity():
+    """With 16 and 20 patches, the squares and all tensors are the same."""
+    first, second = (encoder("beit", NativeSize(max_patches=count, patch_size=4)) for count in (16, 20))
+    assert identity(first) != identity(second)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
 def test_weights_for_squares_are_loaded(name, tmp_path):
     """Tables of a 6 x 6 grid are resized to the square of the budget, and rotary and other parameters stay."""
     side = 6 * BACKBONES[name]["patch_size"]

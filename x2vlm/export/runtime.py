@@ -51,6 +51,7 @@ class Graph:
     """
 
     def __init__(self, path: Path):
+        self.path = path
         onnxruntime = require("onnxruntime", "onnx", where=path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -68,7 +69,14 @@ class Graph:
 
     def __call__(self, *wanted: str, **inputs: Tensor) -> list[Tensor]:
         """Returns the outputs named in ``wanted``."""
-        found: list[np.ndarray] = self.session.run(list(wanted), {name: each.numpy() for name, each in inputs.items()})
+        arrays = {name: each.numpy() for name, each in inputs.items()}
+        try:
+            found: list[np.ndarray] = self.session.run(list(wanted), arrays)
+        except Exception as error:  # onnxruntime's errors have no common base class
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            raise UserError(
+                f"onnxruntime cannot run it on {shapes} ({reason_of(error)})", where=self.path, remedy=REMEDY
+            ) from None
         return [torch.from_numpy(array) for array in found]
 
 

@@ -7,10 +7,11 @@ same number of patches. No token attends to padding. A model for a fixed image s
 from __future__ import annotations
 
 from functools import partial
-from math import isqrt, prod
+from math import prod
 from typing import Any, cast
 
 import torch
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
@@ -22,19 +23,17 @@ from torch.utils.checkpoint import checkpoint
 from batches.images import Grid, NativeImages
 from models.core.blocks import attention_bias, linear_dtype
 from utils.errors import UserError
-from utils.image_size import NativeSize
+from utils.image_size import NativeSize, sides_for
 
 
 def creation_options(name: str, size: NativeSize) -> dict[str, Any]:
-    """Returns the options with which timm creates a model for images of ``size``: for square images of about this size.
+    """Returns the options with which timm creates a model for images of ``size``: for the largest square.
 
-    A table of absolute positions belongs to the square, and is resized for each image. BEiT's tables of relative positions are
-    not resized: they have room for images that are four times as long as they are wide. A larger offset between two patches has
-    the bias of the table's last offset.
+    A table of absolute positions belongs to this square, and is resized for each image. BEiT's tables of relative positions are
+    not resized: a pair of patches has the bias of its offset, and of the table's last offset beyond it.
     """
-    is_beit = name.startswith("beit")
-    options: dict[str, Any] = {"img_size": isqrt(size.max_patches) * (2 if is_beit else 1) * size.patch_size}
-    return options if is_beit or name.startswith("naflexvit") else {**options, "dynamic_img_size": True}
+    options: dict[str, Any] = {"img_size": sides_for(size, 1, 1)[0]}
+    return options if name.startswith(("beit", "naflexvit")) else {**options, "dynamic_img_size": True}
 
 
 class NativeViT:
@@ -64,7 +63,7 @@ class NativeViT:
         if isinstance(module, Beit):
             for attention in (cast(Any, block).attn for block in module.blocks):
                 if attention.relative_position_bias_table is not None:
-                    attention.relative_position_index = None  # for the square that the table has room for
+                    attention.relative_position_index = None  # for the square
                     attention._get_rel_pos_bias = partial(self._biases, attention)
 
     def states(self, images: NativeImages) -> Tensor:
@@ -125,8 +124,17 @@ class NativeViT:
         if isinstance(module, Beit):
             side = module.patch_embed.grid_size[0]
             return tokens, None, offset_rows(grid, side, pixels.device)
-        rope = getattr(module, "rope", None)
-        return module.norm_pre(tokens), None if rope is None else rope.get_embed(shape=grid), None
+        return module.norm_pre(tokens), self._rotary_positions(grid), None
+
+    def _rotary_positions(self, grid: Grid) -> Tensor | None:
+        """Returns the rotary positions (P, d) of a grid, or None if the model has none."""
+        rope = getattr(self.module, "rope", None)
+        if not isinstance(rope, RotaryEmbeddingDinoV3):
+            return None if rope is None else rope.get_embed(shape=grid)
+        # As in rope.get_embed, which would make the grid of the example a constant of an exported graph.
+        axes = [(2 * torch.arange(count, device=rope.periods.device) + 1) / count - 1 for count in grid]
+        coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
+        return torch.cat(rope._get_pos_embed_from_coords(coordinates), dim=-1)
 
     def _positions(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Returns the absolute positions of the prefix tokens (1, prefix or 0, D), and of the patches, resized to ``grid`` (1, P,
@@ -172,7 +180,7 @@ def offset_rows(grid: Grid, side: int, device: torch.device) -> Tensor:
 
     Args:
         grid: rows and columns of patches of the image.
-        side: number of rows and columns of patches for which the table has room.
+        side: number of rows and columns of patches of the square to which the table belongs.
         device: device of the result.
     """
     last, span = side - 1, 2 * side - 1

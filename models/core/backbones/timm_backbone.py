@@ -145,7 +145,7 @@ class TimmBackbone(VisionBackbone):
         return [name]
 
     def resized(self, name: str, tensor: Tensor) -> Tensor:
-        rows, columns = self.grid if self.native is None else self.module.patch_embed.grid_size
+        rows, columns = self.grid
         if name.endswith(BIAS_TABLE) and tensor.dim() == 2:
             return resize_bias_table(tensor, rows, columns)
         table = getattr(self.module, name) if name == POSITIONS else None

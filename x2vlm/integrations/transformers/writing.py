@@ -45,8 +45,8 @@ def write(model: LoadedModel, folder: Path) -> None:
     """Writes the files of a model for transformers into an empty folder: weights, config, processor, and the modelling file.
 
     Raises:
-        UserError: the task that the model was trained with is not supported, or the model is a video model, has a box-set head, or takes images of
-            any shape.
+        UserError: the task that the model was trained with is not supported, or the model is a video model, has a box-set head,
+            or takes images of any shape.
     """
     settings = model.settings
     if settings.task not in EXPORTED_TASKS:
