@@ -30,7 +30,7 @@ COPIED = {
 
 API = {
     "Load a model and ask it": [
-        f"x2vlm.{name}" for name in ("load", "Model", "Image", "View", "Box", "Judgement", "WordMap")
+        f"x2vlm.{name}" for name in ("load", "Model", "Image", "View", "Box", "BoxScores", "Judgement", "WordMap")
     ],
     "Training steps in your own code": ["x2vlm.Training"],
     "Search images": ["x2vlm.search.index.ImageIndex", "x2vlm.search.index.Hit"],

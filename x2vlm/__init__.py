@@ -22,15 +22,17 @@ if TYPE_CHECKING:
     from x2vlm.inputs import Image, View
     from x2vlm.loading import load
     from x2vlm.model import Box, Judgement, Model
+    from x2vlm.scoring import BoxScores
     from x2vlm.training import Training
 
 __version__ = VERSION
-__all__ = ["Box", "Image", "Judgement", "Model", "Training", "UserError", "View", "WordMap", "load"]
+__all__ = ["Box", "BoxScores", "Image", "Judgement", "Model", "Training", "UserError", "View", "WordMap", "load"]
 
 _HOME = {
     "load": "x2vlm.loading",
     "Model": "x2vlm.model",
     "Box": "x2vlm.model",
+    "BoxScores": "x2vlm.scoring",
     "Judgement": "x2vlm.model",
     "Image": "x2vlm.inputs",
     "View": "x2vlm.inputs",

@@ -35,6 +35,7 @@ from x2vlm.matching import probabilities
 if TYPE_CHECKING:
     from x2vlm.attention import WordMap
     from x2vlm.saving import SavedFormat
+    from x2vlm.scoring import BoxScores
     from x2vlm.search.index import ImageIndex
 
 N = TypeVar("N")
@@ -184,6 +185,30 @@ class Model(LoadedModel):
             return [[box for _ in range(count) for box in next(found)] for count in counts]
 
         return self.run(list(zip(listed, each, strict=True)), find)
+
+    def score(
+        self,
+        images: Image | Sequence[Image],
+        boxes: Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]],
+        phrases: str | Sequence[str] | Sequence[Sequence[str]],
+        unit: Literal["pixels", "fractions"] = "pixels",
+    ) -> list[BoxScores]:
+        """Scores boxes that another program, such as a detector, has found. Each image is encoded once.
+
+        Args:
+            images: see :class:`Model`.
+            boxes: for each image, a list of its boxes as x, y, width and height; for a single image, one such list. Parts outside
+                the image are cut off.
+            phrases: for each image, a list of phrases, each of which is compared with all boxes of the image; for a single image,
+                a plain list or a single phrase.
+            unit: whether boxes are given in pixels of the displayed image, or as fractions of its width and height.
+
+        Returns:
+            The scores of each image.
+        """
+        from x2vlm.scoring import box_scores
+
+        return box_scores(self, images, boxes, phrases, unit)
 
     @property
     def has_box_sets(self) -> bool:

@@ -158,6 +158,7 @@ def test_an_unsupported_call_names_the_task_that_supports_it(model, data):
         "caption": lambda model: model.caption(image),
         "answer": lambda model: model.answer(image, "what?"),
         "locate": lambda model: model.locate(image, "a star"),
+        "score": lambda model: model.score(image, [(1, 2, 3, 4)], "a star"),
         "match": lambda model: model.match(image, "a star"),
         "embed_images": lambda model: model.embed_images(image),
         "embed_texts": lambda model: model.embed_texts("a star"),
