@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from types import SimpleNamespace
 
-import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import shape_targets, shapes
+from benchmarks import shapes
 from models.config import VisionConfig
 from models.core.vision import VisionEncoder
 from tests.messages import OneLine
@@ -72,40 +70,3 @@ def test_a_linear_classifier_finds_what_states_contain_and_nothing_else():
     states = torch.cat([F.one_hot(labels, 3).float(), noise], dim=1)
     assert shapes.linear_accuracy(states[:30], labels[:30], states[30:], labels[30:]) == 1.0
     assert shapes.linear_accuracy(noise[:30], labels[:30], noise[30:], labels[30:]) < 0.7
-
-
-def test_the_vision_encoder_learns_what_it_is_asked(monkeypatch, capsys):
-    for name, count in (("TRAINING_SCENES", 4), ("PROBED_SCENES", 20), ("HELD_OUT_SCENES", 4)):
-        monkeypatch.setattr(shape_targets, name, count)
-    assert (
-        call(shape_targets.main, ["shape", "pairs", "--steps", "2", "--every", "1", "--objects", "5"], "targets") == 0
-    )
-    header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split() == ["objective", "steps", "shape", "colour"]
-    assert [row.split()[:2] for row in rows] == [["shape", "1"], ["shape", "2"], ["pairs", "1"], ["pairs", "2"]]
-
-
-def test_the_encoder_can_have_other_patches_and_images(monkeypatch, tmp_path):
-    for name, count in (("TRAINING_SCENES", 3), ("PROBED_SCENES", 20), ("HELD_OUT_SCENES", 4)):
-        monkeypatch.setattr(shape_targets, name, count)
-    words = ["words", "--steps", "1", "--every", "1", "--json", str(tmp_path / "a.json")]
-    overrides = "model.vision.patch_size=16;model.vision.image_size=128"
-    assert call(shape_targets.main, [*words, "--overrides", overrides], "targets") == 0
-    (row,) = json.loads((tmp_path / "a.json").read_text())
-    assert row["overrides"][2:] == overrides.split(";")
-
-
-@pytest.mark.parametrize(
-    ("objective", "right", "loss"),
-    [("shape", [2], 0.0), ("both", [2, 7 + 3], 0.0), ("words", [2, 7 + 3], math.log(2)), ("pairs", [2 * 8 + 3], 0.0)],
-)
-def test_an_objective_is_lowest_for_the_classes_of_the_object(objective, right, loss):
-    """Words share a softmax, so each of the two right words has a probability of one half at best."""
-    classes, loss_of = shape_targets.OBJECTIVES[objective]
-    predicted = torch.full((1, classes), -50.0)
-    predicted[0, right] = 50.0
-    shape, colour = torch.tensor([2]), torch.tensor([3])
-    assert loss_of(predicted, shape, colour).item() == pytest.approx(loss, abs=1e-4)
-    assert loss_of(predicted, shape + 1, colour) > 10
-    if objective != "shape":
-        assert loss_of(predicted, shape, colour + 1) > 10

@@ -15,11 +15,13 @@ from x2vlm import Model, load
 from x2vlm.page.abilities import abilities_of
 
 TEXTS = ["a small red star", "a circle"]
+BOXES = [(2, 3, 20, 30), (10, 10, 40, 12)]
 CALLS: dict[str, tuple[str, Callable[[Model, list[Path]], Any]]] = {
     "caption": ("captioning", lambda ours, images: ours.caption(images)),
     "answer": ("vqa", lambda ours, images: ours.answer(images, "what colour is the star?")),
     "answer with candidates": ("vqa", lambda ours, images: ours.answer(images, "what colour?", ["green", "red"])),
     "locate": ("pretrain", lambda ours, images: ours.locate(images, [TEXTS] * len(images))),
+    "score": ("pretrain", lambda ours, images: list(map(vars, ours.score(images, [BOXES] * 4, [TEXTS] * 4)))),
     "match": ("pretrain", lambda ours, images: ours.match(images, TEXTS)),
     "embed": ("retrieval", lambda ours, images: [ours.embed_images(images), ours.embed_texts(TEXTS)]),
     "compare": ("nlvr", lambda ours, images: ours.compare(images[:2], TEXTS[0])),
