@@ -128,11 +128,12 @@ class NativeViT:
 
     def _rotary_positions(self, grid: Grid) -> Tensor | None:
         """Returns the rotary positions (P, d) of a grid, or None if the model has none."""
-        rope = getattr(self.module, "rope", None)
+        rope: Any = getattr(self.module, "rope", None)
         if not isinstance(rope, RotaryEmbeddingDinoV3):
             return None if rope is None else rope.get_embed(shape=grid)
+        periods: Tensor = rope.get_buffer("periods")
         # As in rope.get_embed, which would make the grid of the example a constant of an exported graph.
-        axes = [(2 * torch.arange(count, device=rope.periods.device) + 1) / count - 1 for count in grid]
+        axes = [(2 * torch.arange(count, device=periods.device) + 1) / count - 1 for count in grid]
         coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
         return torch.cat(rope._get_pos_embed_from_coords(coordinates), dim=-1)
 
