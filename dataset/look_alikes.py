@@ -36,8 +36,8 @@ MAX_BITS = 14
 
 MIN_CORRELATION, WARN_CORRELATION = 0.85, 0.94
 """Minimum normalised cross-correlation between the middle of one image and a part of the other: the first value to list a pair,
-the second to warn about it. The table in docs/data.md shows how many copies each threshold detects, and how many false alarms it
-causes."""
+the second to warn about it. The table in docs/ablations.md shows how many copies each threshold detects, and how many false
+alarms it causes."""
 
 SIDE = 48
 """Longer side of the grey images that are correlated, in pixels."""

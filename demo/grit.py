@@ -1,7 +1,7 @@
 """``python -m demo.grit``: writes scenes of the demo in the published format of GRIT, a data set of web images with phrases and
 boxes, and then in the format in which img2dataset stores downloaded images.
 
-docs/data.md describes how to prepare these scenes like a data set from the web.
+docs/pretraining_data.md describes how to prepare these scenes like a data set from the web.
 """
 
 from __future__ import annotations

@@ -154,8 +154,8 @@ def test_the_table_of_packages_names_every_command_of_run():
     assert set(re.findall(r"`(\w[\w-]*)`", text.split("Other commands:")[1])) == set(run.COMMANDS)
 
 
-def test_the_data_page_names_every_format_and_every_preparation_command():
-    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+def test_the_data_pages_name_every_format_and_every_preparation_command():
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("data.md", "pretraining_data.md"))
     formats = {
         name
         for config in (CaptionedSplitConfig, GroundingSplitConfig, NLVRSplitConfig, QuestionsConfig)

@@ -40,7 +40,7 @@ InputShards = Annotated[list[str], Input("shards")]
 InputWeights = Annotated[str, Input("weights")]
 InputModel = Annotated[str, Input("model")]
 
-SOURCES = "docs/data.md, docs/checkpoints.md and the first lines of the config"
+SOURCES = "docs/data.md, docs/pretraining_data.md, docs/checkpoints.md and the first lines of the config"
 TOKENIZER_KEY = "model.text.encoder"
 NO_TOKENIZER = (
     "check the path, name another encoder, or learn a tokenizer from your texts with `python run.py tokenizer`"

@@ -3,7 +3,7 @@
 The way of the data, with the modules on it:
 
 1. What a data set is: ``catalogue`` lists the modules in ``sets``, which declare data sets in the terms of ``declarations``.
-   ``document`` writes the table in docs/data.md.
+   ``document`` writes the table in docs/pretraining_data.md.
 2. Official files: ``raw_folder`` finds them, ``json_pieces`` and ``parquet_rows`` read them item by item, and ``rows`` and
    ``coco_format`` collect the items of an image.
 3. Images that may be used: ``finders`` finds the files, ``held_out`` knows the images of downstream splits, ``verify`` decodes

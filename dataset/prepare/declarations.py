@@ -170,7 +170,8 @@ class Splits:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A public data set. ``run.py prepare --list``, its help and the table in docs/data.md are generated from these declarations.
+    """A public data set. ``run.py prepare --list``, its help and the table in docs/pretraining_data.md are generated from these
+    declarations.
 
     Attributes:
         name: name of the data set on the command line.

@@ -1,4 +1,4 @@
-"""The table of data sets in docs/data.md: ``python -m dataset.prepare.document`` writes it from their declarations."""
+"""The table in docs/pretraining_data.md: ``python -m dataset.prepare.document`` writes it from the declarations of data sets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from dataset.prepare.catalogue import SETS, official_sizes
 from dataset.prepare.declarations import DataSet
 
-PAGE = Path(__file__).parents[2] / "docs/data.md"
+PAGE = Path(__file__).parents[2] / "docs/pretraining_data.md"
 BEGIN = "<!-- `python -m dataset.prepare.document` writes this table from the declarations in dataset/prepare/sets -->"
 END = "<!-- end of the written table -->"
 COLUMNS = (

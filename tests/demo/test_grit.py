@@ -1,4 +1,4 @@
-"""The walkthrough in docs/data.md, from a published Parquet data set to an evaluation."""
+"""The walkthrough in docs/pretraining_data.md, from a published Parquet data set to an evaluation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from demo.grit import URL_PREFIX, grit_row
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
-WALK = PAGE[PAGE.index("### A Parquet data set") : PAGE.index("## Licences")]
+PAGE = (ROOT / "docs/pretraining_data.md").read_text(encoding="utf-8")
+WALK = PAGE[PAGE.index("\n## A Parquet data set") :]
 
 
 def test_phrases_are_at_their_offsets_and_boxes_are_fractions():
