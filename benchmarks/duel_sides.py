@@ -106,6 +106,13 @@ DATA = {
         "data/real/records",
         tuple(f"{{split}}_{source}.jsonl" for source in CUTOUT_SOURCES),
         ("regions_{split}_composites.jsonl",),
+        (
+            "optim.muon=null",
+            "optim.freeze.vision=300",
+            "optim.freeze.text=700",
+            "train.steps=850",
+            "evaluation.matching_weight=1",
+        ),
     ),
 }
 """The demo's drawn scenes, with models trained from scratch, and emoji and clip art, with pre-trained encoders."""
