@@ -13,7 +13,7 @@ from batches.images import Grid
 from dataset.records.boxes import patch_mask
 from models.core.losses import at_least_float32
 from models.core.packing import PackedTexts
-from models.core.vision import Concepts
+from models.core.vision import Concepts, VisionEncoder
 from models.pretraining.model import PretrainModel
 from models.tasks.grounding import GroundingModel
 
@@ -77,11 +77,16 @@ def refined_regions(
         boxes: (N, 4), centre and size, relative to the images.
         image_index: (N,) int64, the image of each text.
     """
-    vision = network.vision
-    masks = region_masks(boxes, grids_of(images, vision.grid, image_index), images.patches.shape[1])
-    regions = vision.regions(images, masks.to(image_index.device), image_index)
+    regions = content_of(network.vision, images, boxes, image_index)
     cls = network.fusion.cls(texts, network.fusion.project_regions(regions, images)[0])
     return at_least_float32(network.matching_head(cls)).softmax(dim=1)[:, 1], network.box_head(cls).float()
+
+
+def content_of(vision: VisionEncoder, images: Concepts, boxes: Tensor, image_index: Tensor) -> Concepts:
+    """Returns the content of boxes as regions: the patches that box n (N, 4), centre and size relative to its image, touches in
+    image ``image_index[n]``."""
+    masks = region_masks(boxes, grids_of(images, vision.grid, image_index), images.patches.shape[1])
+    return vision.regions(images, masks.to(image_index.device), image_index)
 
 
 def grids_of(images: Concepts, grid: Grid, image_index: Tensor) -> list[Grid]:

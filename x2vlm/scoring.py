@@ -17,7 +17,7 @@ from models.inference.reranking import AligningModel, log_odds
 from models.pretraining.model import PretrainModel
 from utils.errors import UserError
 from x2vlm.base import LoadedModel, as_texts
-from x2vlm.boxes import best_boxes, grids_of, region_masks
+from x2vlm.boxes import best_boxes, content_of
 from x2vlm.inputs import Image, as_list
 from x2vlm.matching import probabilities
 
@@ -37,7 +37,8 @@ class BoxScores:
         cosine: cosine of the embeddings of each box and each phrase, (B, P) float32.
         matching: probability of the matching head that each phrase describes the content of each box, (B, P) float32.
         absent: probability that each phrase is nowhere in the image, (P,) float32: one minus the highest of its matching
-            probabilities, in the boxes and at the place where the model itself would locate it.
+            probabilities in the boxes and, for a pre-trained model, in the box where the model itself would locate it, or for a
+            retrieval model, in the whole image.
     """
 
     phrases: list[str]
@@ -98,35 +99,24 @@ def _scores(
 ) -> BoxScores:
     """Scores the boxes (B, 4) of an image, given as centre and size relative to the image."""
     count, device = len(phrases), image.patches.device
-    everywhere = torch.tensor([[0.5, 0.5, 1.0, 1.0]])
-    own = everywhere.expand(count, 4)
-    if isinstance(network, PretrainModel):
-        own = torch.tensor(best_boxes(network, texts, image, torch.zeros(count, dtype=torch.long, device=device))[0])
-    embedded = network.contrastive.embed_text(texts)
+    embedded, rows = network.contrastive.embed_text(texts), max(1, PAIRS // count)
     cosines, margins = [embedded.new_zeros(0, count)], [embedded.new_zeros(0, count)]
-    rows_at_once = max(1, PAIRS // count)
-    for start in range(0, len(boxes), rows_at_once):
-        some = boxes[start : start + rows_at_once]
-        regions = _regions(network, image, some)
+    whole = torch.tensor([[0.5, 0.5, 1.0, 1.0]])
+    scored = boxes if isinstance(network, PretrainModel) else torch.cat([boxes, whole])
+    for start in range(0, len(scored), rows):
+        some = scored[start : start + rows]
+        regions = content_of(network.vision, image, some, torch.zeros(len(some), dtype=torch.long, device=device))
         cosines.append(network.contrastive.embed_image(regions) @ embedded.T)
-        rows = texts.select(torch.arange(count, device=device).repeat(len(some)))
-        margins.append(_margins(network, image, regions, rows).view(-1, count))
-    found = torch.cat([*margins, _margins(network, image, _regions(network, image, own), texts).view(1, count)])
-    matching = probabilities(found.float().cpu().numpy()).astype(np.float32)
-    return BoxScores(phrases, torch.cat(cosines).float().cpu().numpy(), matching[:-1], 1 - matching.max(axis=0))
-
-
-def _regions(network: AligningModel, image: Concepts, boxes: Tensor) -> Concepts:
-    """Returns the content of boxes (R, 4) of an image as regions."""
-    index = torch.zeros(len(boxes), dtype=torch.long, device=image.patches.device)
-    masks = region_masks(boxes, grids_of(image, network.vision.grid, index), image.patches.shape[1])
-    return network.vision.regions(image, masks.to(index.device), index)
-
-
-def _margins(network: AligningModel, image: Concepts, regions: Concepts, texts: PackedTexts) -> Tensor:
-    """Returns the log-odds (N,) that N texts match R regions; text n belongs to region ``n // (N / R)``."""
-    cls = network.fusion.cls(texts, network.fusion.project_regions(regions, image)[0])
-    return log_odds(network.matching_head(cls))
+        each = texts.select(torch.arange(count, device=device).repeat(len(some)))
+        cls = network.fusion.cls(each, network.fusion.project_regions(regions, image)[0])
+        margins.append(log_odds(network.matching_head(cls)).view(-1, count))
+    matching = probabilities(torch.cat(margins).float().cpu().numpy()).astype(np.float32)
+    found = matching
+    if isinstance(network, PretrainModel):
+        scores = best_boxes(network, texts, image, torch.zeros(count, dtype=torch.long, device=device))[1]
+        found = np.concatenate([matching, np.array([scores], dtype=np.float32)])
+    cosine = torch.cat(cosines).float().cpu().numpy()
+    return BoxScores(phrases, cosine[: len(boxes)], matching[: len(boxes)], 1 - found.max(axis=0))
 
 
 def _relative(boxes: Sequence[Sequence[float]], size: tuple[int, int], image: str, unit: Unit) -> Tensor:
