@@ -24,7 +24,7 @@ from tasks.pretrain_evaluation import PretrainEvaluator
 from utils.commands import call
 from utils.config import load_config
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import read_json, read_text
 from x2vlm import load
 
 RECORDS = Path("data/real/records")
@@ -69,7 +69,9 @@ def measure(run: Path, split: str) -> Results:
     processor = TextProcessor(loaded.tokenizer, config.data.text)
 
     def evaluator(losses: set[str], **files: list[str]) -> PretrainEvaluator:
-        changes = {"files": [], "region_files": [], "validation_files": [], **files}
+        (tested,) = (Path(file.replace(f"{split}_", "test_")) for (file,) in files.values())
+        limit = len(read_text(tested).splitlines()) if split == "train" else None
+        changes = {"files": [], "region_files": [], "validation_files": [], "limit": limit, **files}
         return PretrainEvaluator(
             settings.model_copy(update=changes), config.data, network, processor, config.seed, losses
         )
@@ -182,7 +184,7 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{mean} ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else mean
 
 
-def main(runs: list[Path], /, *, split: Literal["val", "test"] = "test") -> int:
+def main(runs: list[Path], /, *, split: Literal["train", "val", "test"] = "test") -> int:
     """Measures the emoji and clip art model on pictures of held-out concepts.
 
     For each source separately, names are ranked for each picture and pictures for each name, by each score, and masked words of
@@ -192,14 +194,14 @@ def main(runs: list[Path], /, *, split: Literal["val", "test"] = "test") -> int:
 
     Args:
         runs: folders of runs of configs/real/pretrain.yaml.
-        split: split of the pictures.
+        split: split of the pictures; for train, as many of each source as in test.
 
     Examples:
         python -m benchmarks.real_sources RUN [RUN …]
     """
     results = [measure(run, split) for run in runs]
     file = RECORDS / RANKS_FILE
-    ranks = read_json(file)[split] if file.is_file() else {}
+    ranks = read_json(file).get(split, {}) if file.is_file() else {}
     baselines = {f"baseline {name}": ranks[name] for name in BASELINES if name in ranks}
     sys.stdout.write(table(results, baselines) + "\n" + differences(results, baselines))
     return 0

@@ -46,6 +46,9 @@ COMMANDS = {
         "inspect weight files, convert them between the published names and ours, and compare them",
     ),
     "predict": Command("commands.predict:predict", "apply a trained model to your images"),
+    "calibrate": Command(
+        "commands.calibrate:calibrate", "fit the probabilities of boxes and phrases to held-out records"
+    ),
     "benchmark": Command(
         "commands.benchmark:benchmark", "measure what a model understands without fine-tuning, on published suites"
     ),

@@ -97,7 +97,7 @@ def leaks(
         require("imagehash", "leaks", where="--perceptual")
     image_sets = ImageSets()
     for config in configs:
-        _read(config, image_sets)
+        read_images(config, image_sets)
     raw = RawFolder(held_out)
     links = read_links(raw)
     official = _official_splits(raw)
@@ -299,7 +299,8 @@ def _official_splits(raw: RawFolder) -> dict[str, Iterable[KnownImage]]:
     }
 
 
-def _read(path: str, image_sets: ImageSets) -> None:
+def read_images(path: str, image_sets: ImageSets) -> None:
+    """Adds the training and held-out images of a config to ``image_sets``."""
     run = bind_run(path, [])
     kind, config = run.source.load(), run.config
     if isinstance(config, PretrainConfig):

@@ -31,6 +31,8 @@ from x2vlm.settings import Settings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from x2vlm.scoring import ModelCalibration
+
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class LoadedModel:
         origin: the source from which the model was loaded.
         batch_size: number of images or image-text pairs in a forward pass.
         calls: the calls that a task of the user's own declares; see :meth:`call`.
+        calibration: converts the scores of boxes to probabilities; None if the model is not calibrated (``run.py calibrate``).
         read: turns an image into a :class:`~x2vlm.inputs.View`, which all calls accept in place of an image.
     """
 
@@ -60,10 +63,11 @@ class LoadedModel:
         origin: str = "",
         batch_size: int = 32,
         calls: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+        calibration: ModelCalibration | None = None,
     ):
         self.runtime, self.tokenizer, self.settings = runtime, tokenizer, settings
         self.answers = None if answers is None else list(answers)
-        self.origin, self.batch_size, self.calls = origin, batch_size, calls
+        self.origin, self.batch_size, self.calls, self.calibration = origin, batch_size, calls, calibration
         data, vision = settings.data, settings.model.vision
         videos = None if vision.video is None else FrameSampler(vision.video.frames, data.video, data.max_pixels)
         self.read = Reader(vision.image_size, data.max_pixels, videos)

@@ -24,6 +24,7 @@ from utils import accelerator
 from utils.errors import UserError
 from utils.files import expanded
 from utils.weight_file import trained_token_ids
+from x2vlm.calibration import read_calibration
 from x2vlm.export.files import is_export
 from x2vlm.model import Model
 from x2vlm.runtime import TorchRuntime
@@ -96,6 +97,7 @@ def load(
         answers=_answers(settings, folder, answers),
         origin=source,
         calls=task_source.calls(),
+        calibration=None if folder is None else read_calibration(folder, network),
     )
 
 

@@ -26,6 +26,7 @@ from utils.hub import check_reachable
 from utils.image_size import in_words
 from utils.version import VERSION
 from utils.weight_file import save_weights
+from x2vlm.calibration import write_calibration
 from x2vlm.calls import CALLS
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
                 weights = {name: value.cpu() for name, value in model.network.state_dict().items()}
                 save_weights(made / MODEL_FILE, weights)
                 save_settings(model, made)
+                if model.calibration is not None:
+                    write_calibration(made, model.calibration, model.network)
             write_text(made / CARD, card(model, folder.name, format, "path/of/this/folder"))
     except (OSError, SafetensorError, UnicodeEncodeError) as error:
         raise UserError(

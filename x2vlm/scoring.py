@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metrics.calibration import Calibration
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from models.inference.reranking import AligningModel, log_odds
 from models.pretraining.model import PretrainModel
 from utils.errors import UserError
 from x2vlm.base import LoadedModel, as_texts
-from x2vlm.boxes import best_boxes, content_of
+from x2vlm.boxes import content_of
 from x2vlm.inputs import Image, as_list
 from x2vlm.matching import probabilities
 
@@ -36,15 +37,45 @@ class BoxScores:
         phrases: the phrases.
         cosine: cosine of the embeddings of each box and each phrase, (B, P) float32.
         matching: probability of the matching head that each phrase describes the content of each box, (B, P) float32.
-        absent: probability that each phrase is nowhere in the image, (P,) float32: one minus the highest of its matching
-            probabilities in the boxes and, for a pre-trained model, in the box where the model itself would locate it, or for a
-            retrieval model, in the whole image.
+        probability: calibrated probability of the same, (B, P) float32; None if the model is not calibrated (``run.py
+            calibrate``).
+        absent: probability that each phrase is nowhere in the image, (P,) float32, judged by the box where a pre-trained model
+            would locate the phrase, or by the whole image for a retrieval model. It is calibrated if the model is; otherwise, it
+            is one minus the probability of the matching head.
     """
 
     phrases: list[str]
     cosine: np.ndarray
     matching: np.ndarray
+    probability: np.ndarray | None
     absent: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The scores of an image that calibration converts to probabilities; the last axis is the log-odds of the matching head, and
+    the cosine.
+
+    Attributes:
+        boxes: scores of each box and each phrase, (B, P, 2) float64.
+        phrases: scores of each phrase in the box where the model locates it, or in the whole image, (P, 2) float64.
+    """
+
+    boxes: np.ndarray
+    phrases: np.ndarray
+
+
+@dataclass(frozen=True)
+class ModelCalibration:
+    """The calibration of a model.
+
+    Attributes:
+        match: converts the scores of a box and a phrase to the probability that the phrase describes the box.
+        present: converts the scores of a phrase in an image to the probability that it is somewhere in the image.
+    """
+
+    match: Calibration
+    present: Calibration
 
 
 def box_scores(
@@ -55,6 +86,37 @@ def box_scores(
     unit: Unit = "pixels",
 ) -> list[BoxScores]:
     """Scores the boxes of images; see :meth:`x2vlm.Model.score`."""
+    calibration = model.calibration
+    scores = []
+    for texts, found in evidence(model, images, boxes, phrases, unit):
+        matching, cosine = probabilities(found.boxes[..., 0]), found.boxes[..., 1]
+        probability, absent = None, 1 - probabilities(found.phrases[:, 0])
+        if calibration is not None:
+            probability = calibration.match(found.boxes).astype(np.float32)
+            absent = 1 - calibration.present(found.phrases)
+        scores.append(
+            BoxScores(
+                texts, cosine.astype(np.float32), matching.astype(np.float32), probability, absent.astype(np.float32)
+            )
+        )
+    return scores
+
+
+def evidence(
+    model: LoadedModel,
+    images: Image | Sequence[Image],
+    boxes: Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]],
+    phrases: str | Sequence[str] | Sequence[Sequence[str]],
+    unit: Unit = "pixels",
+    labels: Sequence[Sequence[int]] | None = None,
+) -> list[tuple[list[str], Evidence]]:
+    """Returns the phrases of each image and their scores.
+
+    Args:
+        model, images, boxes, phrases, unit: see :meth:`x2vlm.Model.score`.
+        labels: for each image, the number of the one phrase that each box is compared with, so that ``Evidence.boxes`` is
+            (B, 1, 2); if None, each box is compared with all phrases.
+    """
     model.require("score")
     network = model.network
     assert isinstance(network, AligningModel)
@@ -72,51 +134,61 @@ def box_scores(
             where="score",
             remedy="pass a list of boxes and a list of phrases for each image",
         )
-
     if not all(all_phrases):
         raise UserError("an image has no phrases", where="score", remedy="pass at least one for each image")
 
-    def score(items: Sequence[tuple[Image, Sequence[Sequence[float]], list[str]]]) -> list[BoxScores]:
-        views = model.views([image for image, _, _ in items])
-        relative = [
-            _relative(boxes, view.size, view.name, unit) for view, (_, boxes, _) in zip(views, items, strict=True)
-        ]
-        texts = list(dict.fromkeys(text for _, _, phrases in items for text in phrases))
+    def score(items: Sequence[tuple[Any, ...]]) -> list[tuple[list[str], Evidence]]:
+        views = model.views([image for image, *_ in items])
+        texts = list(dict.fromkeys(text for _, _, phrases, _ in items for text in phrases))
         numbers = {text: number for number, text in enumerate(texts)}
         packed = model.encoded(texts)
         states = model.check_finite(model.runtime.image_states(model.pixels(views)))
         scores = []
-        for image, of_image, (_, _, phrases) in zip(states.each(), relative, items, strict=True):
+        for image, view, (_, boxes, phrases, chosen) in zip(states.each(), views, items, strict=True):
             of_phrases = packed.select(torch.tensor([numbers[text] for text in phrases], device=packed.states.device))
-            scores.append(_scores(network, image, of_image, of_phrases, phrases))
+            relative = _relative(boxes, view.size, view.name, unit)
+            compared = torch.arange(len(phrases)).expand(len(boxes), -1)
+            if chosen is not None:
+                compared = torch.tensor(chosen, dtype=torch.long).unsqueeze(1)
+            scores.append((phrases, _evidence(network, image, relative, of_phrases, compared)))
         return scores
 
-    return model.run(list(zip(listed, all_boxes, all_phrases, strict=True)), score)
+    all_labels: Sequence[Sequence[int] | None] = labels or [None] * len(listed)
+    return model.run(list(zip(listed, all_boxes, all_phrases, all_labels, strict=True)), score)
 
 
-def _scores(
-    network: AligningModel, image: Concepts, boxes: Tensor, texts: PackedTexts, phrases: list[str]
-) -> BoxScores:
-    """Scores the boxes (B, 4) of an image, given as centre and size relative to the image."""
-    count, device = len(phrases), image.patches.device
-    embedded, rows = network.contrastive.embed_text(texts), max(1, PAIRS // count)
-    cosines, margins = [embedded.new_zeros(0, count)], [embedded.new_zeros(0, count)]
-    whole = torch.tensor([[0.5, 0.5, 1.0, 1.0]])
-    scored = boxes if isinstance(network, PretrainModel) else torch.cat([boxes, whole])
-    for start in range(0, len(scored), rows):
-        some = scored[start : start + rows]
-        regions = content_of(network.vision, image, some, torch.zeros(len(some), dtype=torch.long, device=device))
-        cosines.append(network.contrastive.embed_image(regions) @ embedded.T)
-        each = texts.select(torch.arange(count, device=device).repeat(len(some)))
-        cls = network.fusion.cls(each, network.fusion.project_regions(regions, image)[0])
-        margins.append(log_odds(network.matching_head(cls)).view(-1, count))
-    matching = probabilities(torch.cat(margins).float().cpu().numpy()).astype(np.float32)
-    found = matching
+def _evidence(network: AligningModel, image: Concepts, boxes: Tensor, texts: PackedTexts, compared: Tensor) -> Evidence:
+    """Scores texts in an image.
+
+    Args:
+        network: the model.
+        image: the encoded image.
+        boxes: (B, 4), centre and size relative to the image.
+        texts: the encoded texts.
+        compared: (B, K) int64, the numbers of the texts with which each box is compared.
+    """
+    embedded = network.contrastive.embed_text(texts)
+    compared, every = compared.to(embedded.device), torch.arange(len(embedded), device=embedded.device)
+
+    def scores_in(boxes: Tensor, compared: Tensor) -> Tensor:
+        regions = content_of(network.vision, image, boxes, compared.new_zeros(len(boxes)))
+        cls = network.fusion.cls(texts.select(compared.flatten()), network.fusion.project_regions(regions, image)[0])
+        margins = log_odds(network.matching_head(cls)).view_as(compared)
+        cosines = (network.contrastive.embed_image(regions).unsqueeze(1) * embedded[compared]).sum(dim=2)
+        return torch.stack([margins, cosines], dim=2)
+
     if isinstance(network, PretrainModel):
-        scores = best_boxes(network, texts, image, torch.zeros(count, dtype=torch.long, device=device))[1]
-        found = np.concatenate([matching, np.array([scores], dtype=np.float32)])
-    cosine = torch.cat(cosines).float().cpu().numpy()
-    return BoxScores(phrases, cosine[: len(boxes)], matching[: len(boxes)], 1 - found.max(axis=0))
+        keys_values = network.fusion.project_concepts(image).select(torch.zeros_like(every))
+        own = network.box_head(network.fusion.cls(texts, keys_values)).cpu()
+        phrases = scores_in(own, every.unsqueeze(1))[:, 0]
+    else:
+        phrases = scores_in(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), every.unsqueeze(0))[0]
+    rows = max(1, PAIRS // max(1, compared.shape[1]))
+    found = [
+        scores_in(boxes[start : start + rows], compared[start : start + rows]) for start in range(0, len(boxes), rows)
+    ]
+    of_boxes = torch.cat(found) if found else phrases.new_zeros(0, compared.shape[1], 2)
+    return Evidence(of_boxes.double().cpu().numpy(), phrases.double().cpu().numpy())
 
 
 def _relative(boxes: Sequence[Sequence[float]], size: tuple[int, int], image: str, unit: Unit) -> Tensor:

@@ -47,6 +47,7 @@ class HeldOutRecord:
         elements: described boxes.
         size: width and height of the decoded image; None for a video.
         long_captions: long captions; may be empty.
+        absent: phrases without a box, because the image does not show what they describe; may be empty.
     """
 
     location: str
@@ -55,6 +56,7 @@ class HeldOutRecord:
     elements: list[HeldOutElement]
     size: tuple[int, int] | None = None
     long_captions: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
 
 
 def read_held_out(
@@ -155,10 +157,11 @@ def _read_one(
     height, width = image.shape[-2:]
     if record.broken:
         raise record.broken[0]
-    elements = []
+    elements, absent = [], []
     for element in record.elements:
-        if len(element.boxes) != 1:
-            continue  # the box head predicts a single box
+        if len(element.boxes) != 1:  # the box head predicts a single box
+            absent += [] if element.boxes else _clean(element.captions, processor)[:1]
+            continue
         x, y, w, h = place_box(element.boxes[0], width, height, element.name)
         box = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
         caption = _clean(element.captions, processor)[0]
@@ -170,7 +173,7 @@ def _read_one(
         _clean(texts, processor) if texts else [] for texts in (record.captions, record.long_captions)
     )
     view = evaluation_view(image, image_size)
-    return HeldOutRecord(raw.location, view, captions, elements, (width, height), long_captions)
+    return HeldOutRecord(raw.location, view, captions, elements, (width, height), long_captions, absent)
 
 
 def _clean(texts: Texts, processor: TextProcessor) -> list[str]:

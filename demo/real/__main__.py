@@ -13,7 +13,7 @@ from PIL import Image
 from dataset.prepare.folders import SPLITS, tally, write_records
 from dataset.prepare.output_folder import OutputFolder
 from demo.folder import FolderFlags, Seed, is_complete
-from demo.real.collect import CUTOUT_SOURCES, HELD_OUT, collect
+from demo.real.collect import CUTOUT_SOURCES, collect
 from demo.real.records import composite_records, map_records, name_of, single_records
 from utils.commands import call
 from utils.errors import UserError
@@ -24,7 +24,7 @@ FACTS = "real.json"
 FILES = (
     *(f"{split}.jsonl" for split in SPLITS),
     "train_names.jsonl",
-    *(f"{split}_{source}.jsonl" for split in HELD_OUT for source in CUTOUT_SOURCES),
+    *(f"{split}_{source}.jsonl" for split in SPLITS for source in CUTOUT_SOURCES),
     *(f"regions_{split}_{kind}.jsonl" for split in SPLITS for kind in ("composites", "maps")),
 )
 """``train.jsonl``, ``val.jsonl`` and ``test.jsonl`` contain all single cut-outs. ``train_names.jsonl`` contains the training
@@ -37,8 +37,7 @@ DATA_VERSION = 3
 def _write_singles(out: Path, split: str, sources: Mapping[str, Sequence[Any]], side: int, bar: Any) -> dict[str, int]:
     """Writes the single cut-outs of a split to one file, and the cut-outs of each source to a separate file.
 
-    For train, there is one additional file instead, which contains all cut-outs with only their names. Returns the number of
-    cut-outs of each source.
+    For train, an additional file contains all cut-outs with only their names. Returns the number of cut-outs of each source.
     """
     records = {
         source: list(single_records(out, source, split, members, side, bar)) for source, members in sources.items()
@@ -47,9 +46,8 @@ def _write_singles(out: Path, split: str, sources: Mapping[str, Sequence[Any]], 
     write_records(out / f"{split}.jsonl", every)
     if split == "train":
         write_records(out / "train_names.jsonl", [record | {"caption": name_of(record)} for record in every])
-    else:
-        for source, group in records.items():
-            write_records(out / f"{split}_{source}.jsonl", group)
+    for source, group in records.items():
+        write_records(out / f"{split}_{source}.jsonl", group)
     return {source: len(group) for source, group in records.items()}
 
 

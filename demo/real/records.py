@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dataset.prepare.folders import SPLITS
 from demo.cutouts import Cutout, draw_composite, mean_colour, read_cutout, resized
 from demo.real.collect import texts_of
 from demo.real.maps import Map
+from utils.cores import usable_cores
 
 WHITE, DARK = (255, 255, 255), (64, 64, 64)
 BRIGHT = 215
@@ -61,11 +63,17 @@ def composite_records(
 ) -> Iterator[dict[str, Any]]:
     """Draws ``count`` images of one to four cut-outs on a soft background, and yields records with the cut-outs' boxes."""
     members = balanced(sources)
-    for number in range(count):
+
+    def draw(number: int) -> dict[str, Any]:
         rng = np.random.default_rng([seed, SPLITS.index(split), number])
         name = f"{split}/composites/{number:05d}"
-        yield draw_composite(out, name, rng, members, side, text_of=itemgetter("en"), source="composites")
-        bar.update()
+        return draw_composite(out, name, rng, members, side, text_of=itemgetter("en"), source="composites")
+
+    # Threads suffice, because Pillow decodes, resizes and encodes outside the global interpreter lock.
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for record in pool.map(draw, range(count)):
+            yield record
+            bar.update()
 
 
 def balanced(sources: Mapping[str, Sequence[Cutout]]) -> list[Cutout]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 
+from metrics.calibration import Calibration
 from tests.messages import naming
 from utils.errors import UserError
+from x2vlm import load
 from x2vlm.boxes import region_scores
+from x2vlm.calibration import write_calibration
+from x2vlm.scoring import ModelCalibration, box_scores, evidence
 
 BOXES = [(2, 3, 20, 30), (10, 10, 40, 12), (0, 0, 64, 64)]
 PHRASES = ["a red star", "a blue circle"]
@@ -66,12 +73,14 @@ def test_images_together_have_the_scores_of_each_alone(aligned, pictures, monkey
             assert getattr(scores, name) == pytest.approx(getattr(alone, name), abs=1e-5)
 
 
-def test_a_phrase_is_absent_if_it_matches_neither_a_box_nor_its_own_place(model, pictures):
-    loaded, image = model("pretrain"), pictures[0]
-    own = [box.score for box in loaded.locate(image, PHRASES)[0]]
-    assert loaded.score(image, [], PHRASES)[0].absent == pytest.approx(1 - np.array(own), abs=1e-5)
-    (scores,) = loaded.score(image, BOXES, PHRASES)
-    assert scores.absent == pytest.approx(1 - np.maximum(scores.matching.max(axis=0), own), abs=1e-5)
+def test_a_phrase_is_absent_if_it_does_not_match_where_the_model_locates_it(model, pictures):
+    image = pictures[0]
+    own = [box.score for box in model("pretrain").locate(image, PHRASES)[0]]
+    whole = model("retrieval").match(image, PHRASES)[0]
+    for task, present in (("pretrain", own), ("retrieval", whole)):
+        for boxes in ([], BOXES):
+            (scores,) = model(task).score(image, boxes, PHRASES)
+            assert scores.absent == pytest.approx(1 - np.array(present), abs=1e-5) and scores.probability is None
 
 
 def test_pixels_and_fractions_are_the_same_boxes_and_parts_outside_are_cut_off(aligned, pictures):
@@ -97,3 +106,47 @@ def test_lists_of_different_lengths_and_missing_phrases_are_rejected(model, pict
         model("pretrain").score(pictures[:2], [BOXES], [PHRASES, PHRASES])
     with pytest.raises(UserError, match=naming("score", "no phrases")):
         model("pretrain").score(pictures[0], BOXES, [])
+
+
+def test_a_box_can_be_compared_with_one_phrase_only(aligned, pictures):
+    labels = [[1, 0, 1], [0, 1, 1], []]
+    boxes = [BOXES, BOXES, []]
+    for labelled, every, chosen in zip(
+        evidence(aligned, pictures, boxes, [PHRASES] * 3, labels=labels),
+        evidence(aligned, pictures, boxes, [PHRASES] * 3),
+        labels,
+        strict=True,
+    ):
+        picked = every[1].boxes[range(len(chosen)), chosen] if chosen else np.zeros((0, 2))
+        assert labelled[1].boxes[:, 0] == pytest.approx(picked, abs=1e-5)
+        assert labelled[1].phrases == pytest.approx(every[1].phrases, abs=1e-6)
+
+
+def test_a_calibration_gives_probabilities_and_is_saved_with_the_model(run, pictures, tmp_path):
+    loaded = load(run("pretrain"))
+    calibration = ModelCalibration(
+        Calibration((0.5, 2.0), -1.0), Calibration((1.0, 0.0), 0.5, ((-1.0, 0.2), (2.0, 0.9)))
+    )
+    shutil.copytree(run("pretrain"), tmp_path / "run")
+    write_calibration(tmp_path / "run", calibration, loaded.network)
+    calibrated = load(load(tmp_path / "run").save(tmp_path / "saved"))
+    assert calibrated.calibration == calibration
+    ((_, found),), (scores,) = (f(calibrated, pictures[0], BOXES, PHRASES) for f in (evidence, box_scores))
+    margins, cosines = np.moveaxis(found.boxes, 2, 0)
+    assert scores.probability == pytest.approx(expit(0.5 * margins + 2 * cosines - 1), abs=1e-6)
+    assert scores.absent == pytest.approx(1 - np.interp(found.phrases[:, 0] + 0.5, [-1, 2], [0.2, 0.9]), abs=1e-6)
+
+
+def test_a_calibration_of_other_weights_is_not_used_and_a_damaged_one_is_an_error(run, tmp_path, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(run("pretrain"), folder)
+    network = load(folder).network
+    with torch.no_grad():
+        next(network.matching_head.parameters()).add_(1)
+    file = write_calibration(
+        folder, ModelCalibration(Calibration((1.0, 1.0), 0.0), Calibration((1.0, 1.0), 0.0)), network
+    )
+    assert load(folder).calibration is None and "fitted to other weights" in caplog.text
+    file.write_text('{"match": {}}')
+    with pytest.raises(UserError, match=naming("calibration.json", "is not a calibration")):
+        load(folder)
