@@ -49,6 +49,7 @@ COMMANDS = {
     "calibrate": Command(
         "commands.calibrate:calibrate", "fit the probabilities of boxes and phrases to held-out records"
     ),
+    "score-boxes": Command("commands.score_boxes:score_boxes", "score the boxes of a detector again with a model"),
     "benchmark": Command(
         "commands.benchmark:benchmark", "measure what a model understands without fine-tuning, on published suites"
     ),

@@ -146,7 +146,8 @@ def _draw(found: Calibrated, path: Path) -> None:
             color=altair.Color("which:N", sort=["before", "after"], title=None),
         )
         points = base.mark_point(filled=True).encode(size=altair.Size("examples:Q", legend=None))
-        line = altair.Chart(altair.Data(values=[{"at": 0}, {"at": 1}])).mark_line(color="grey", strokeDash=[4, 4])
-        diagonal = line.encode(x="at:Q", y="at:Q")
+        ends = altair.Data(values=[{"probability": end, "share of true examples": end} for end in (0, 1)])
+        diagonal = altair.Chart(ends).mark_line(color="grey", strokeDash=[4, 4])
+        diagonal = diagonal.encode(x="probability:Q", y="share of true examples:Q")
         charts.append((diagonal + base.mark_line() + points).properties(title=title, width=280, height=280))
     altair.hconcat(*charts).save(str(path), scale_factor=2)

@@ -16,7 +16,19 @@ from commands.models import MAX_DRAWN, ModelFlags, check_save, report_broken
 from tasks.kinds import TASK_FILE
 from utils.commands import STANDARD_INPUT
 from utils.errors import UserError
-from utils.flags import SEVERAL, File, Fraction, ModelName, OutputFile, named, non_blank, read_by, unknown
+from utils.flags import (
+    SEVERAL,
+    File,
+    Fraction,
+    ModelName,
+    OutputFile,
+    WrongValueError,
+    named,
+    non_blank,
+    read_by,
+    unknown,
+)
+from utils.numerals import plain_number
 from utils.printing import printed, printed_json
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -28,6 +40,7 @@ if TYPE_CHECKING:
     from x2vlm.inputs import View
     from x2vlm.matching import Match
     from x2vlm.model import Box, Judgement, Model
+    from x2vlm.scoring import BoxScores
 
 
 TEXTS = {name: call.text for name, call in CALLS.items() if call.text}
@@ -42,6 +55,19 @@ if TYPE_CHECKING:
 else:
     # A task of the user's own may declare other calls; shells complete these names.
     CallName = Annotated[Literal[tuple(CALL_NAMES)] | str, Parameter(show_choices=False)]
+
+
+BoxText = tuple[float, float, float, float]
+"""A box on the command line: x, y, width and height in pixels."""
+
+
+def box_of(text: str) -> BoxText:
+    """Parses a box. Whether it has an area in its image is checked when the image has been read."""
+    try:
+        x, y, width, height = map(plain_number, text.split(","))
+    except ValueError:
+        raise WrongValueError(f"{text!r} is not a box, such as 10,20,64,48: x, y, width and height in pixels") from None
+    return x, y, width, height
 
 
 class Result(NamedTuple):
@@ -59,6 +85,9 @@ def predict(
     model: ModelName,
     image: Annotated[list[File], SEVERAL],
     text: Annotated[tuple[Annotated[str, read_by(non_blank)], ...], named("TEXT")] = (),
+    box: Annotated[
+        tuple[Annotated[BoxText, read_by(box_of, n_tokens=1, accepts_keys=False)], ...], named("X,Y,WIDTH,HEIGHT")
+    ] = (),
     answers: File | None = None,
     decode: Annotated[Literal["rank", "beam"] | None, Parameter(show_choices=False)] = None,
     layer: int | None = None,
@@ -71,12 +100,13 @@ def predict(
     """Run a trained model on your images: captions, answers, boxes, matches, comparisons, attention maps.
 
     Args:
-        call: what to compute: caption, answer, locate, match, compare, explain, or a call of a task of your own.
+        call: what to compute: caption, answer, locate, score, match, compare, explain, or a call of a task of your own.
         model: a run's folder, a weight file, hub:owner/name, or an export.
         image: images, videos, folders or patterns; - reads paths from standard input.
-        text: for answer, a question; for locate, a phrase; for match, a text; for compare, a statement about each pair of
-            images; for explain, a text; a map is computed for each of its words. May be repeated; each text is used with
-            every image.
+        text: for answer, a question; for locate and score, a phrase; for match, a text; for compare, a statement about each
+            pair of images; for explain, a text; a map is computed for each of its words. May be repeated; each text is used
+            with every image.
+        box: for score, a box in pixels; may be repeated.
         answers: for answer, a JSON list of the candidate answers (default: the answers saved with the run).
         decode: for answer, rank to choose one of the candidates, or beam to generate an answer (default: the run's
             evaluation.decode).
@@ -90,6 +120,7 @@ def predict(
         python run.py predict caption --model runs/demo/captioning-seed0 --image photos/
         python run.py predict answer --model runs/x --image dog.jpg --text "what is the dog doing?"
         python run.py predict locate --model weights/x2vlm_base_4m.th --image "photos/*.jpg" --text "the red car" --save boxes.png
+        python run.py predict score --model runs/x --image dog.jpg --box 20,30,64,48 --text "a dog" --text "a cat"
         python run.py predict match --model runs/x --image dog.jpg --text "a dog" --text "a cat" --json
         find . -name "*.png" | python run.py predict caption --model runs/x --image -
 
@@ -116,6 +147,8 @@ def predict(
         )
     if all_ and call != "locate":
         raise UserError(f"{call} does not find boxes", where="--all", remedy="remove the flag")
+    if bool(box) != (call == "score"):
+        raise UserError("score needs --box" if call == "score" else f"{call} does not take --box")
     if threshold is not None and not all_:
         raise UserError("needs locate --all", where="--threshold", remedy="remove the flag, or add --all")
     names = [path for pattern in image for path in expand_pattern(pattern)]
@@ -130,7 +163,7 @@ def predict(
     drawn = 0
     with progress_bar(total=len(paths), desc=call, leave=False) as bar:
         for groups in _groups(loaded, paths, call, broken):
-            for result in _results(loaded, groups, call, list(text), layer, decode, all_, threshold):
+            for result in _results(loaded, groups, call, list(text), box, layer, decode, all_, threshold):
                 bar.write(printed_json(result.values) if json_ else "\n".join(map(printed, result.lines)))
                 if save is not None and drawn < MAX_DRAWN:
                     panels += result.panels()
@@ -211,6 +244,7 @@ def _results(
     groups: list[list[View]],
     call: str,
     texts: list[str],
+    boxes: Sequence[BoxText],
     layer: int | None,
     decode: AnswerDecoding | None,
     all_boxes: bool,
@@ -234,8 +268,11 @@ def _results(
             yield _matched(model, view, texts, row)
     elif call == "locate":
         located = model.locate(views, [texts] * len(views), boxes="all" if all_boxes else "one", threshold=threshold)
-        for view, boxes in zip(views, located, strict=True):
-            yield _located(model, view, boxes, texts)
+        for view, found in zip(views, located, strict=True):
+            yield _located(model, view, found, texts)
+    elif call == "score":
+        for view, scores in zip(views, model.score(views, [boxes] * len(views), [texts] * len(views)), strict=True):
+            yield _scored(model, view, boxes, scores)
     elif call == "compare":
         for text in texts:
             for group, judgement in zip(groups, model.compare(groups, [text] * len(groups)), strict=True):
@@ -303,6 +340,23 @@ def _located(model: Model, view: View, boxes: Sequence[Box], texts: Sequence[str
     if missing := absent(texts, boxes):
         values["absent"] = missing
     return Result([view.name, *lines], values, lambda: [figures.located(model.read, view.name, boxes, texts)])
+
+
+def _scored(model: Model, view: View, boxes: Sequence[BoxText], scores: BoxScores) -> Result:
+    """Returns a line for each box and phrase, and a line for each phrase with the probability that it is absent."""
+    calibrated = scores.probability is not None
+    entries: list[dict[str, Any]] = []
+    lines = [f"x, y, width x height  {'probability  ' if calibrated else ''}matching  cosine  phrase"]
+    for row, (x, y, width, height) in enumerate(boxes):
+        for column, phrase in enumerate(scores.phrases):
+            values = {} if scores.probability is None else {"probability": float(scores.probability[row, column])}
+            values |= {"matching": float(scores.matching[row, column]), "cosine": float(scores.cosine[row, column])}
+            shown = "  ".join(f"{value:.3f}" for value in values.values())
+            lines.append(f"{x:g}, {y:g}, {width:g} x {height:g}  {shown}  {phrase}")
+            entries.append(_rounded({"box": [x, y, width, height], "phrase": phrase, **values}))
+    absent = dict(zip(scores.phrases, scores.absent.tolist(), strict=True))
+    lines += [f"absent  {probability:.3f}  {phrase}" for phrase, probability in absent.items()]
+    return _lines(model, view, lines, {"scores": entries, "absent": _rounded(absent)})
 
 
 def _compared(model: Model, group: Sequence[View], text: str, judgement: Judgement) -> Result:

@@ -23,7 +23,7 @@ CALLS = {
     "caption": Call(("captioning",), ""),
     "answer": Call(("vqa", "video_qa"), "a question; may be repeated, and each question is asked about every image"),
     "locate": Call(("pretrain", "grounding"), "a phrase; may be repeated, and each phrase is located in every image"),
-    "score": Call(ALIGNED, None),
+    "score": Call(ALIGNED, "a phrase; may be repeated, and each phrase is compared with every --box"),
     "match": Call(ALIGNED, "a text; may be repeated, and each text is matched with every image"),
     "embed_images": Call(ALIGNED, None),
     "embed_texts": Call(ALIGNED, None),

@@ -61,7 +61,7 @@ new backbone in your own config.
   configs, only its tokenizer is used.
 - **Image size:** the preset keeps `model.vision.image_size`. With the demo's 64 pixels and patches of 16 pixels, the
   grid has only 4 x 4 patches; `run.py doctor` prints the grid.
-- **Images of any shape** need a ViT that takes a mask: `"model.vision.image_size={max_patches:196,patch_size:16}"`
+- **Images of any shape** need a ViT that takes a mask: `"model.vision.image_size={max_patches: 196, patch_size: 16}"`
   ([finetuning.md](finetuning.md#images-of-any-shape)). Other encoders are refused.
 - **Weights that do not fit** are refused, for example weights for another width or depth, with which a part of the
   encoder would start from random values. If a file lacks single tensors, the doctor lists them. The doctor warns if the

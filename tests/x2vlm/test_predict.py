@@ -20,6 +20,7 @@ CALLS = {
     "caption": ("captioning", []),
     "answer": ("vqa", ["--text", "what colour is the star?", "--text", "is there a star?"]),
     "locate": ("pretrain", ["--text", "a red star", "--text", "a circle"]),
+    "score": ("pretrain", ["--box", "2,3,20,30", "--box=10,10,40,12.5", "--text", "a red star", "--text", "a circle"]),
     "match": ("retrieval", ["--text", "a red star", "--text", "a circle"]),
     "compare": ("nlvr", ["--text", "both pictures have a red star"]),
     "explain": ("pretrain", ["--text", "a red star"]),
@@ -50,6 +51,9 @@ def test_every_call_prints_and_draws(call, run, photos, tmp_path, capsys):
     if call == "locate":
         assert values[0]["size"] == [SIZE, SIZE] and len(values[0]["boxes"]) == 2
         assert {"phrase", "x", "y", "width", "height", "score"} == values[0]["boxes"][0].keys()
+    if call == "score":
+        assert [each["box"] for each in values[0]["scores"][::2]] == [[2, 3, 20, 30], [10, 10, 40, 12.5]]
+        assert values[0]["absent"].keys() == {"a red star", "a circle"}
     if call == "answer":
         assert [each["question"] for each in values[0]["answers"]] == ["what colour is the star?", "is there a star?"]
 

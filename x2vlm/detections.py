@@ -1,0 +1,332 @@
+"""Files of detected boxes, in the forms of COCO, LVIS, supervision and FiftyOne: reads them, scores their boxes again with a
+model, and writes them in the same form."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from dataset.broken import BrokenRecordError
+from utils.errors import UserError
+from utils.files import read_json, read_text, replacing, write_text
+from utils.suffixes import IMAGE_SUFFIXES
+from x2vlm.matching import probabilities
+from x2vlm.scoring import Unit, evidence
+
+if TYPE_CHECKING:
+    from x2vlm.base import LoadedModel
+    from x2vlm.inputs import View
+
+Combine = Literal["replace", "multiply"]
+
+IMAGE_COLUMNS = ("image", "image_path", "image_name", "file_name", "filename", "path")
+"""Columns in which a file of supervision may name the image. supervision itself does not write one, so the user adds it."""
+
+FORMS = "a list of COCO or LVIS results, JSON or CSV written by supervision, or labels.json of a FiftyOneImageDetectionDataset"
+
+
+class Detection(NamedTuple):
+    """A detected box.
+
+    Attributes:
+        image: path of the image, relative to the folder of the images; for FiftyOne, without the suffix.
+        box: x and y of the upper left corner, width and height.
+        label: what the detector says is in the box.
+        score: score of the detector; 1 if it gives none.
+    """
+
+    image: str
+    box: tuple[float, float, float, float]
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The contents of a file of detections.
+
+    Attributes:
+        boxes: the detections.
+        unit: unit of the boxes.
+        write: function that writes a file of the same form with other scores, one for each detection, and nothing else changed.
+    """
+
+    boxes: Sequence[Detection]
+    unit: Unit
+    write: Callable[[Path, Sequence[float]], None]
+
+
+def read_detections(file: Path, annotations: Path | None = None) -> Detections:
+    """Reads a file of detections, whose form is recognised from its content.
+
+    Args:
+        file: the file; see :data:`FORMS`.
+        annotations: for COCO and LVIS, the annotation file with the names of images and categories.
+
+    Raises:
+        UserError: the file has another form, or an entry is incomplete.
+    """
+    if file.suffix.lower() == ".csv":
+        rows = list(csv.DictReader(read_text(file, "utf-8-sig").splitlines()))
+        return _of_supervision(rows, file, lambda path, changed: _write_csv(path, changed))
+    try:
+        content = read_json(file)
+    except ValueError as error:
+        raise UserError(f"is not JSON: {error}", where=file, remedy=f"pass {FORMS}") from None
+    if isinstance(content, Mapping) and isinstance(content.get("labels"), Mapping):
+        return _of_fiftyone(content, file)
+    if isinstance(content, list) and content and all(isinstance(row, Mapping) for row in content):
+        if "x_min" in content[0]:
+            return _of_supervision(content, file, _write_json)
+        if "image_id" in content[0]:
+            return _of_coco(content, file, annotations)
+    raise UserError("its form is not known", where=file, remedy=f"pass {FORMS}")
+
+
+def _of_coco(rows: list[dict[str, Any]], file: Path, annotations: Path | None) -> Detections:
+    if annotations is None:
+        raise UserError(
+            "contains results of COCO or LVIS, which name images and categories by number",
+            where=file,
+            remedy="pass --annotations with the file that lists them",
+        )
+    try:
+        listed = read_json(annotations)
+        # LVIS has no file names, but the URLs of COCO's images, which end with the folder and the name.
+        images = {
+            each["id"]: each.get("file_name") or "/".join(each["coco_url"].split("/")[-2:]) for each in listed["images"]
+        }
+        names = {each["id"]: str(each["name"]) for each in listed["categories"]}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(
+            "lists no images and categories", where=annotations, remedy="pass an annotation file of COCO or LVIS"
+        ) from None
+
+    def detection(row: dict[str, Any]) -> Detection:
+        return Detection(
+            images[row["image_id"]], _box(row["bbox"]), names[row["category_id"]], float(row.get("score", 1))
+        )
+
+    return Detections(_parsed(rows, file, detection), "pixels", _with_key(rows, "score", _write_json))
+
+
+def _of_supervision(
+    rows: list[dict[str, Any]], file: Path, write: Callable[[Path, list[dict[str, Any]]], None]
+) -> Detections:
+    column = next((name for name in IMAGE_COLUMNS if rows and name in rows[0]), None)
+    if column is None or "class_name" not in rows[0]:
+        raise UserError(
+            f"its rows lack {'class_name' if column else 'the image'}",
+            where=file,
+            remedy=f"add it to custom_data of the sink; the image may be named {', '.join(IMAGE_COLUMNS)}",
+        )
+
+    def detection(row: dict[str, Any]) -> Detection:
+        left, top, right, bottom = (float(row[name]) for name in ("x_min", "y_min", "x_max", "y_max"))
+        confidence = row.get("confidence")
+        score = 1.0 if confidence in (None, "") else float(str(confidence))
+        return Detection(str(row[column]), (left, top, right - left, bottom - top), str(row["class_name"]), score)
+
+    return Detections(_parsed(rows, file, detection), "pixels", _with_key(rows, "confidence", write))
+
+
+def _of_fiftyone(content: Mapping[str, Any], file: Path) -> Detections:
+    content = copy.deepcopy(dict(content))
+    classes = content.get("classes") or []
+    rows = [(image, entry) for image, entries in content["labels"].items() for entry in entries or ()]
+
+    def detection(row: tuple[str, dict[str, Any]]) -> Detection:
+        image, entry = row
+        label = entry["label"] if isinstance(entry["label"], str) else classes[entry["label"]]
+        score = entry.get("confidence")
+        return Detection(image, _box(entry["bounding_box"]), label, 1.0 if score is None else float(score))
+
+    def write(path: Path, scores: Sequence[float]) -> None:
+        for (_, entry), score in zip(rows, scores, strict=True):
+            entry["confidence"] = score
+        write_text(path, json.dumps(content) + "\n")
+
+    return Detections(_parsed(rows, file, detection), "fractions", write)
+
+
+def _box(values: Sequence[Any]) -> tuple[float, float, float, float]:
+    x, y, width, height = map(float, values)
+    return x, y, width, height
+
+
+def _parsed(rows: Sequence[Any], file: Path, parse: Callable[[Any], Detection]) -> list[Detection]:
+    found = []
+    for number, row in enumerate(rows):
+        try:
+            detection = parse(row)
+            if not all(map(math.isfinite, (*detection.box, detection.score))):
+                raise ValueError
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            raise UserError(
+                f"entry {number} is incomplete, or names an unknown image or category: {str(row)[:200]}",
+                where=file,
+                remedy="each needs an image, a box of four numbers, a label and, if it has a score, a number",
+            ) from None
+        found.append(detection)
+    return found
+
+
+def _with_key(
+    rows: list[dict[str, Any]], key: str, write: Callable[[Path, list[dict[str, Any]]], None]
+) -> Callable[[Path, Sequence[float]], None]:
+    """Returns a function that writes the rows with scores under ``key``."""
+    return lambda path, scores: write(path, [row | {key: score} for row, score in zip(rows, scores, strict=True)])
+
+
+def _write_json(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_text(path, json.dumps(rows) + "\n")
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def phrase_of(label: str, template: str = "{}") -> str:
+    """Returns the phrase for a detector's label: underscores become spaces, as in ``air_conditioner``, and ``template`` is put
+    around it."""
+    return template.replace("{}", label.replace("_", " "))
+
+
+class Rescored(NamedTuple):
+    """The scores of detections, in their order, and the images that could not be read. Detections in these images and boxes
+    outside their image keep the detector's score."""
+
+    scores: list[float]
+    broken: list[str]
+
+
+def score_again(
+    model: LoadedModel,
+    detections: Detections,
+    images: Path,
+    partial: Path,
+    *,
+    combine: Combine = "replace",
+    none: bool = False,
+    template: str = "{}",
+    progress: Callable[[int], object] = lambda count: None,
+) -> Rescored:
+    """Scores detections with a model.
+
+    Args:
+        model: a model that scores boxes.
+        detections: the detections.
+        images: folder of the images.
+        partial: file for the scores of finished images, from which an interrupted run continues; removed at the end.
+        combine: "replace" the detector's score with the probability that the label describes the box, or "multiply" both.
+        none: whether to multiply by the probability that the image shows what the label describes, too.
+        template: see :func:`phrase_of`.
+        progress: function that is called with the number of images that have been finished.
+    """
+    groups: dict[str, list[int]] = {}
+    for number, detection in enumerate(detections.boxes):
+        groups.setdefault(detection.image, []).append(number)
+    work = (model.origin, images, combine, none, template, model.calibration, *detections.boxes)
+    digest = hashlib.sha256("\n".join(map(str, work)).encode("utf-8", "surrogatepass")).hexdigest()
+    scores = [detection.score for detection in detections.boxes]
+    done = _read_partial(partial, digest)
+    for image in done:
+        for number, score in zip(groups[image], done[image], strict=True):
+            scores[number] = score
+    progress(len(done))
+    broken: list[str] = []
+    remaining = [image for image in groups if image not in done]
+    with partial.open("w", encoding="utf-8") as log:
+        finished = ({"image": image, "scores": of_image} for image, of_image in done.items())
+        log.writelines(json.dumps(line) + "\n" for line in ({"work": digest}, *finished))
+        for start in range(0, len(remaining), model.batch_size):
+            batch: list[tuple[str, View]] = []
+            for image in remaining[start : start + model.batch_size]:
+                try:
+                    batch.append((image, model.read(_file_of(images, image))))
+                except (UserError, BrokenRecordError) as error:
+                    broken.append(str(error))
+            for image, numbers, found in _scored(model, batch, groups, detections, template):
+                for number, (match, present) in zip(numbers, found, strict=True):
+                    score = match * (present if none else 1)
+                    scores[number] = score * scores[number] if combine == "multiply" else score
+                log.write(json.dumps({"image": image, "scores": [scores[number] for number in groups[image]]}) + "\n")
+            log.flush()
+            progress(min(model.batch_size, len(remaining) - start))
+    partial.unlink()
+    return Rescored(scores, broken)
+
+
+def _scored(
+    model: LoadedModel,
+    batch: Sequence[tuple[str, View]],
+    groups: Mapping[str, Sequence[int]],
+    detections: Detections,
+    template: str,
+) -> Iterator[tuple[str, list[int], list[tuple[float, float]]]]:
+    """Yields each image, the numbers of its detections that have an area in the image, and for each of these the probabilities
+    that the label describes the box, and that the image shows what it describes."""
+    numbers_of, phrases_of = [], []
+    for image, view in batch:
+        extent = view.size if detections.unit == "pixels" else (1, 1)
+        numbers = [number for number in groups[image] if _has_area(detections.boxes[number].box, extent)]
+        numbers_of.append(numbers)
+        phrases_of.append([phrase_of(detections.boxes[number].label, template) for number in groups[image]])
+    if not batch:
+        return
+    distinct = [list(dict.fromkeys(phrases)) for phrases in phrases_of]
+    labels = [
+        [each.index(phrase_of(detections.boxes[number].label, template)) for number in numbers]
+        for each, numbers in zip(distinct, numbers_of, strict=True)
+    ]
+    boxes = [[detections.boxes[number].box for number in numbers] for numbers in numbers_of]
+    found = evidence(model, [view for _, view in batch], boxes, distinct, detections.unit, labels)
+    for (image, _), numbers, chosen, (_, scores) in zip(batch, numbers_of, labels, found, strict=True):
+        if model.calibration is None:
+            match, present = probabilities(scores.boxes[:, 0, 0]), probabilities(scores.phrases[:, 0])
+        else:
+            match, present = model.calibration.match(scores.boxes[:, 0]), model.calibration.present(scores.phrases)
+        yield image, numbers, list(zip(match.tolist(), np.asarray(present)[chosen].tolist(), strict=True))
+
+
+def _has_area(box: tuple[float, float, float, float], extent: tuple[int, int]) -> bool:
+    x, y, width, height = box
+    return min(x + width, extent[0]) > max(x, 0) and min(y + height, extent[1]) > max(y, 0)
+
+
+def _read_partial(partial: Path, digest: str) -> dict[str, list[float]]:
+    """Returns the scores of finished images in a partial file of the same work; the last line may be cut off."""
+    if not partial.is_file():
+        return {}
+    done: dict[str, list[float]] = {}
+    for number, line in enumerate(read_text(partial).splitlines()):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if number == 0 and entry.get("work") != digest:
+            return {}
+        if number:
+            done[entry["image"]] = entry["scores"]
+    return done
+
+
+def _file_of(folder: Path, image: str) -> Path:
+    """Returns the file of an image. FiftyOne's names have no suffix, and their images may be in ``data``."""
+    path = folder / image
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return path
+    candidates = (parent / f"{image}{suffix}" for parent in (folder, folder / "data") for suffix in IMAGE_SUFFIXES)
+    return next((candidate for candidate in candidates if candidate.is_file()), path)
