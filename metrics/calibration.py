@@ -121,7 +121,7 @@ def fit(scores: np.ndarray, labels: np.ndarray, groups: Sequence[Any]) -> Fitted
     _, numbers = np.unique(np.asarray(groups), return_inverse=True)
     fold = np.random.default_rng(0).permutation(int(numbers.max()) + 1)[numbers] % FOLDS
     for number in range(FOLDS):
-        if not (fold == number).any() or not 0 < labels[fold != number].mean() < 1:
+        if numbers.max() + 1 < FOLDS or not 0 < labels[fold != number].mean() < 1:
             raise ValueError(f"{len(labels)} examples in {numbers.max() + 1} images are too few")
     held_out = {name: np.zeros(len(labels)) for name in KINDS}
     for name, fit_kind in KINDS.items():

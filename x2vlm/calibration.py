@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from dataset.config import TextDataConfig
 from dataset.records.schema import ImageKeys
@@ -21,6 +20,7 @@ from metrics.calibration import Calibration, Fitted, fit
 from metrics.grounding import iou
 from utils.errors import UserError
 from utils.files import read_json, write_text
+from utils.progress import progress_bar
 from x2vlm.inputs import View
 from x2vlm.scoring import ModelCalibration, evidence
 
@@ -107,7 +107,7 @@ def examples(
     everything = sorted({element.caption for record in records for element in record.elements})
     pairs: list[tuple[np.ndarray, bool, int]] = []
     phrases: list[tuple[np.ndarray, bool, int]] = []
-    bar = tqdm(total=len(records), desc="scoring", unit="image", leave=False)
+    bar = progress_bar(total=len(records), desc="scoring", unit="image", leave=False)
     for start in range(0, len(records), model.batch_size):
         batch = records[start : start + model.batch_size]
         shown = [list(dict.fromkeys(element.caption for element in record.elements)) for record in batch]
