@@ -22,17 +22,15 @@ from utils.flags import (
     Fraction,
     ModelName,
     OutputFile,
-    WrongValueError,
     named,
     non_blank,
     read_by,
     unknown,
 )
-from utils.numerals import plain_number
 from utils.printing import printed, printed_json
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from x2vlm.calls import CALLS
+from x2vlm.calls import CALLS, BoxText, parse_box
 
 if TYPE_CHECKING:
     from models.config import AnswerDecoding
@@ -57,19 +55,6 @@ else:
     CallName = Annotated[Literal[tuple(CALL_NAMES)] | str, Parameter(show_choices=False)]
 
 
-BoxText = tuple[float, float, float, float]
-"""A box on the command line: x, y, width and height in pixels."""
-
-
-def box_of(text: str) -> BoxText:
-    """Parses a box. Whether it has an area in its image is checked when the image has been read."""
-    try:
-        x, y, width, height = map(plain_number, text.split(","))
-    except ValueError:
-        raise WrongValueError(f"{text!r} is not a box, such as 10,20,64,48: x, y, width and height in pixels") from None
-    return x, y, width, height
-
-
 class Result(NamedTuple):
     """A model's result for an image or a group of images: lines to print, values for JSON, and panels to draw."""
 
@@ -85,9 +70,7 @@ def predict(
     model: ModelName,
     image: Annotated[list[File], SEVERAL],
     text: Annotated[tuple[Annotated[str, read_by(non_blank)], ...], named("TEXT")] = (),
-    box: Annotated[
-        tuple[Annotated[BoxText, read_by(box_of, n_tokens=1, accepts_keys=False)], ...], named("X,Y,WIDTH,HEIGHT")
-    ] = (),
+    box: Annotated[tuple[str, ...], named("X,Y,WIDTH,HEIGHT")] = (),
     answers: File | None = None,
     decode: Annotated[Literal["rank", "beam"] | None, Parameter(show_choices=False)] = None,
     layer: int | None = None,
@@ -151,6 +134,7 @@ def predict(
         raise UserError("score needs --box" if call == "score" else f"{call} does not take --box")
     if threshold is not None and not all_:
         raise UserError("needs locate --all", where="--threshold", remedy="remove the flag, or add --all")
+    boxes = [parse_box(each) for each in box]
     names = [path for pattern in image for path in expand_pattern(pattern)]
     if save is not None:
         check_save(save, names)
@@ -163,7 +147,7 @@ def predict(
     drawn = 0
     with progress_bar(total=len(paths), desc=call, leave=False) as bar:
         for groups in _groups(loaded, paths, call, broken):
-            for result in _results(loaded, groups, call, list(text), box, layer, decode, all_, threshold):
+            for result in _results(loaded, groups, call, list(text), boxes, layer, decode, all_, threshold):
                 bar.write(printed_json(result.values) if json_ else "\n".join(map(printed, result.lines)))
                 if save is not None and drawn < MAX_DRAWN:
                     panels += result.panels()
@@ -343,20 +327,23 @@ def _located(model: Model, view: View, boxes: Sequence[Box], texts: Sequence[str
 
 
 def _scored(model: Model, view: View, boxes: Sequence[BoxText], scores: BoxScores) -> Result:
-    """Returns a line for each box and phrase, and a line for each phrase with the probability that it is absent."""
-    calibrated = scores.probability is not None
+    """Returns a line for each box and phrase, and a line for each phrase with the probability that it is absent. The figure shows
+    each box with its most probable phrase."""
+    from x2vlm import figures
+    from x2vlm.scoring import formatted_lines, most_probable
+
     entries: list[dict[str, Any]] = []
-    lines = [f"x, y, width x height  {'probability  ' if calibrated else ''}matching  cosine  phrase"]
-    for row, (x, y, width, height) in enumerate(boxes):
+    for row, box in enumerate(boxes):
         for column, phrase in enumerate(scores.phrases):
-            values = {} if scores.probability is None else {"probability": float(scores.probability[row, column])}
-            values |= {"matching": float(scores.matching[row, column]), "cosine": float(scores.cosine[row, column])}
-            shown = "  ".join(f"{value:.3f}" for value in values.values())
-            lines.append(f"{x:g}, {y:g}, {width:g} x {height:g}  {shown}  {phrase}")
-            entries.append(_rounded({"box": [x, y, width, height], "phrase": phrase, **values}))
-    absent = dict(zip(scores.phrases, scores.absent.tolist(), strict=True))
-    lines += [f"absent  {probability:.3f}  {phrase}" for phrase, probability in absent.items()]
-    return _lines(model, view, lines, {"scores": entries, "absent": _rounded(absent)})
+            values = {name: float(table[row, column]) for name, table in scores.tables().items()}
+            entries.append(_rounded({"box": list(box), "phrase": phrase, **values}))
+    absent = _rounded(dict(zip(scores.phrases, scores.absent.tolist(), strict=True)))
+    located = most_probable(boxes, scores)
+    return Result(
+        [view.name, *(f"  {line}" for line in formatted_lines(boxes, scores))],
+        {"image": view.name, "scores": entries, "absent": absent},
+        lambda: [figures.located(model.read, view.name, located, scores.phrases)],
+    )
 
 
 def _compared(model: Model, group: Sequence[View], text: str, judgement: Judgement) -> Result:

@@ -18,7 +18,8 @@ from models.inference.reranking import AligningModel, log_odds
 from models.pretraining.model import PretrainModel
 from utils.errors import UserError
 from x2vlm.base import LoadedModel, as_texts
-from x2vlm.boxes import content_of
+from x2vlm.boxes import Box, content_of
+from x2vlm.calls import BoxText
 from x2vlm.inputs import Image, as_list
 from x2vlm.matching import probabilities
 
@@ -49,6 +50,34 @@ class BoxScores:
     matching: np.ndarray
     probability: np.ndarray | None
     absent: np.ndarray
+
+    def tables(self) -> dict[str, np.ndarray]:
+        """Returns the scores of boxes and phrases, (B, P) each, by name."""
+        tables = {"probability": self.probability, "matching": self.matching, "cosine": self.cosine}
+        return {name: table for name, table in tables.items() if table is not None}
+
+
+def formatted_lines(boxes: Sequence[BoxText], scores: BoxScores) -> list[str]:
+    """Returns the scores of boxes as lines, below a line that names the columns. The last lines are the probabilities that the
+    phrases are absent."""
+    tables = scores.tables()
+    lines = [f"x, y, width x height  {'  '.join(tables)}  phrase"]
+    for row, (x, y, width, height) in enumerate(boxes):
+        for column, phrase in enumerate(scores.phrases):
+            shown = "  ".join(f"{table[row, column]:.3f}" for table in tables.values())
+            lines.append(f"{x:g}, {y:g}, {width:g} x {height:g}  {shown}  {phrase}")
+    absent = zip(scores.phrases, scores.absent.tolist(), strict=True)
+    return [*lines, *(f"absent  {probability:.3f}  {phrase}" for phrase, probability in absent)]
+
+
+def most_probable(boxes: Sequence[BoxText], scores: BoxScores) -> list[Box]:
+    """Returns each box with the phrase that fits it best, and the probability of this phrase."""
+    table = next(iter(scores.tables().values()))
+    best = table.argmax(axis=1).tolist()
+    return [
+        Box(scores.phrases[column], *box, float(table[row, column]))
+        for row, (box, column) in enumerate(zip(boxes, best, strict=True))
+    ]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from utils.errors import UserError
 from utils.printing import counted, printed
 from x2vlm import figures
 from x2vlm.base import LoadedModel
+from x2vlm.calls import parse_box
 from x2vlm.matching import formatted_scores, matches
+from x2vlm.scoring import formatted_lines, most_probable
 from x2vlm.search import figures as search_figures
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ MAX_CHARACTERS = 2000
 """Maximum number of characters in a text box."""
 HITS = 12
 """Number of hits that a search shows."""
-IMAGE_ONLY = ("locate", "explain")
+IMAGE_ONLY = ("locate", "score", "explain")
 """The names of the abilities that are available only for images, not for videos."""
 
 
@@ -92,6 +94,13 @@ def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]
             lambda files, texts: _answer(model, files, *texts),
         ),
         Ability("locate", 1, [phrases], "one", lambda files, texts: _locate(model, files, *texts)),
+        Ability(
+            "score",
+            1,
+            [phrases, TextBox("boxes in pixels, one per line: x, y, width, height")],
+            "one",
+            lambda files, texts: _score(model, files, *texts),
+        ),
         Ability(
             "match",
             1,
@@ -162,6 +171,13 @@ def _locate(model: Model, files: Sequence[str], text: str) -> Answer:
 def _described(box: Box) -> str:
     location = f"{box.width:.0f} x {box.height:.0f} pixels at {box.x:.0f}, {box.y:.0f}"
     return location if box.score is None else f"{location}, probability {box.score:.2f}"
+
+
+def _score(model: Model, files: Sequence[str], text: str, boxes_text: str) -> Answer:
+    phrases, boxes = lines_of(text), [parse_box(line) for line in lines_of(boxes_text)]
+    [scores] = model.score(files[0], boxes, phrases)
+    panel = replace(figures.located(model.read, files[0], most_probable(boxes, scores), scores.phrases), above=())
+    return Answer(formatted_lines(boxes, scores), [Picture(drawn([panel]))])
 
 
 def _match(model: Model, files: Sequence[str], text: str) -> Answer:

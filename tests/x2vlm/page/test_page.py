@@ -36,14 +36,14 @@ from x2vlm.page.limits import KEPT_S, BodyLimit, RateLimit, SiteCheck, UploadLim
 from x2vlm.search import figures
 
 TABS = {
-    "pretrain": ["locate", "match", "explain"],
-    "retrieval": ["match", "explain"],
+    "pretrain": ["locate", "score", "match", "explain"],
+    "retrieval": ["score", "match", "explain"],
     "captioning": ["caption"],
     "grounding": ["locate"],
     "vqa": ["answer"],
     "nlvr": ["compare"],
 }
-PICTURES = {"locate": 1, "explain": 5}
+PICTURES = {"locate": 1, "score": 1, "explain": 5}
 """The number of images in an answer about an example: one, or one for each of the five words."""
 
 
@@ -73,7 +73,10 @@ def test_a_model_has_a_tab_for_each_of_its_calls(kind, model, data):
         assert all(text.example in ("", "what is this?") for text in ability.texts), (
             "a model of drawn shapes does not know dogs"
         )
-        answer = ability.ask([image] * ability.files, [text.example or "a star on a lawn" for text in ability.texts])
+        texts = [
+            "2, 3, 9, 9" if "boxes" in text.label else text.example or "a star on a lawn" for text in ability.texts
+        ]
+        answer = ability.ask([image] * ability.files, texts)
         assert answer.lines and all(answer.lines)
         assert len(answer.pictures) == PICTURES.get(ability.name, 0)
         for picture in answer.pictures:
@@ -97,6 +100,12 @@ def test_answers_equal_the_models(model, data):
     scores = model("pretrain").match(image, ["a star", "a dog"])[0]
     lines = tabs["match"].ask([image], ["a star\n\n a dog "]).lines
     assert lines == [f"{scores[n]:.3f}  {('a star', 'a dog')[n]}" for n in np.argsort(-scores)]
+    [scored] = model("pretrain").score(image, [(2, 3, 9, 9)], "a star")
+    lines = tabs["score"].ask([image], ["a star", "2, 3, 9,9"]).lines
+    assert lines[1] == f"2, 3, 9 x 9  {scored.matching[0, 0]:.3f}  {scored.cosine[0, 0]:.3f}  a star"
+    assert lines[2] == f"absent  {scored.absent[0]:.3f}  a star"
+    with pytest.raises(UserError, match=naming("'2, 3'", "x, y, width and height")):
+        tabs["score"].ask([image], ["a star", "2, 3"])
 
 
 def test_an_index_is_searched_and_each_hit_has_its_box(model, data, tmp_path, monkeypatch):
