@@ -30,7 +30,8 @@ def score_boxes(
 
     The file is a list of COCO or LVIS results, a JSON or CSV file written by supervision with the columns image and class_name,
     or labels.json of a FiftyOneImageDetectionDataset. A file of the same form is written, in which only the scores differ. To
-    get probabilities, calibrate the model first. If the command is interrupted, run it again to continue.
+    get probabilities, calibrate the model first. If --annotations lists the true boxes, the average precision before and after
+    is printed. If the command is interrupted, run it again to continue.
 
     Args:
         detections: file of the detected boxes.
@@ -69,6 +70,11 @@ def score_boxes(
             loaded, found, images, partial, combine=combine, none=none, template=template, progress=bar.update
         )
     found.write(out, scores)
+    if found.measure is not None:
+        before, after = found.measure([detection.score for detection in found.boxes]), found.measure(scores)
+        sys.stdout.write(f"{'average precision, %':20}{'before':>8}{'after':>8}\n")
+        for name, value in after.items():
+            sys.stdout.write(f"{name:20}{100 * before[name]:8.1f}{100 * value:8.1f}\n")
     boxes, of_images = counted(len(scores), "box", "boxes"), counted(count, "image", "images")
     sys.stdout.write(f"{out}: {boxes} in {of_images}\n")
     return report_broken(broken, count)

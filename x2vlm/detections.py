@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from dataset.broken import BrokenRecordError
+from metrics.detection import average_precisions
 from utils.errors import UserError
 from utils.files import read_json, read_text, replacing, write_text
 from utils.suffixes import IMAGE_SUFFIXES
@@ -58,11 +59,13 @@ class Detections:
         boxes: the detections.
         unit: unit of the boxes.
         write: function that writes a file of the same form with other scores, one for each detection, and nothing else changed.
+        measure: function that returns the average precisions with the given scores; None if the true boxes are not known.
     """
 
     boxes: Sequence[Detection]
     unit: Unit
     write: Callable[[Path, Sequence[float]], None]
+    measure: Callable[[Sequence[float]], dict[str, float]] | None = None
 
 
 def read_detections(file: Path, annotations: Path | None = None) -> Detections:
@@ -116,7 +119,13 @@ def _of_coco(rows: list[dict[str, Any]], file: Path, annotations: Path | None) -
             images[row["image_id"]], _box(row["bbox"]), names[row["category_id"]], float(row.get("score", 1))
         )
 
-    return Detections(_parsed(rows, file, detection), "pixels", _with_key(rows, "score", _write_json))
+    def measure(scores: Sequence[float]) -> dict[str, float]:
+        return average_precisions(listed, [row | {"score": score} for row, score in zip(rows, scores, strict=True)])
+
+    boxes = _parsed(rows, file, detection)
+    return Detections(
+        boxes, "pixels", _with_key(rows, "score", _write_json), measure if listed.get("annotations") else None
+    )
 
 
 def _of_supervision(

@@ -152,6 +152,18 @@ def test_scores_are_multiplied_and_absent_phrases_count_if_asked(run, photos, tm
         assert written == pytest.approx([0.5] * 4 if factor is None else np.array(SCORES) * factor, abs=1e-4)
     captured = capsys.readouterr()
     assert "4 boxes in 2 images" in captured.out and "not calibrated" not in captured.err
+    assert "average precision" not in captured.out
+
+
+def test_the_average_precision_is_printed_if_the_true_boxes_are_known(run, photos, tmp_path, capsys):
+    file, annotations = write_coco(tmp_path)
+    listed, rows = json.loads(annotations.read_text()), json.loads(file.read_text())
+    listed["images"] = [image | {"width": SIZE, "height": SIZE} for image in listed["images"]]
+    listed["annotations"] = [row | {"id": n, "area": 600, "iscrowd": 0} for n, row in enumerate(rows, 1) if n != 2]
+    annotations.write_text(json.dumps(listed))
+    argv = ["score-boxes", str(file), "--model", str(run("pretrain")), "--images", str(photos)]
+    assert main([*argv, "--annotations", str(annotations), "--out", str(tmp_path / "out.json")]) == 0
+    assert ["AP50", "100.0", "100.0"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
 def test_unreadable_images_and_boxes_outside_keep_their_scores(run, photos, tmp_path, capsys):
