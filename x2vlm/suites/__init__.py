@@ -26,6 +26,7 @@ SUITES = {
     "refcoco": "x2vlm.suites.refcoco:REFCOCO",
     "refcoco+": "x2vlm.suites.refcoco:REFCOCO_PLUS",
     "refcocog": "x2vlm.suites.refcoco:REFCOCOG",
+    "flickr30k-entities": "x2vlm.suites.entities:SUITE",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,9 @@ from x2vlm.suites.suite import (
 
 IMAGES = "train2014"
 MIN_IOU = 0.5
+LEAST = 1e-6
+"""Minimum probability of additional boxes of a phrase: in effect none, because the boxes are ranked."""
+
 SCORE = "box head"
 
 
@@ -82,73 +86,107 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
         }
 
     def judge(self, model: LoadedModel, content: dict[str, list[Phrase]]) -> Judged:
-        if model.settings.task != "pretrain" or not isinstance(model, Model):
-            raise UserError(
-                f"{model.origin} is a model for the task {model.settings.task}",
-                remedy="zero-shot grounding needs a model for the task pretrain",
-            )
         questions = [(split, item) for split, phrases in content.items() for item in phrases]
-        items: list[tuple[str, Phrase]] = []
-        overlaps: dict[str, list[float]] = {condition: [] for condition in CONDITIONS}
-        grey, broken = grey_view(model), dict[str, str]()
-        with progress_bar(total=len(questions), desc="phrases", unit="phrase") as bar:
-            for start in range(0, len(questions), model.batch_size):
-                chunk = questions[start : start + model.batch_size]
-                bar.update(len(chunk))
-                views: dict[str, View] = {}
-                for location in dict.fromkeys(str(item.image.path) for _, item in chunk):
-                    try:
-                        views[location] = model.read(location)
-                    except UserError as error:
-                        broken[location] = str(error)
-                usable = [(split, item) for split, item in chunk if str(item.image.path) in views]
-                if not usable:
-                    continue
-                items += usable
-                batch = [item for _, item in usable]
-                images: list[Image] = [views[str(item.image.path)] for item in batch]
-                texts = [[item.text] for item in batch]
-                inputs: dict[str, tuple[list[Image], list[list[str]]]] = {
-                    "model": (images, texts),
-                    "text only": ([grey] * len(batch), texts),
-                    "image only": (images, [[BLANK]] * len(batch)),
-                }
-                true = np.array([item.boxes[0] for item in batch], np.float64)
-                for condition, (seen, phrases) in inputs.items():
-                    found = [box for [box] in model.locate(seen, phrases)]
-                    size = grey.size if condition == "text only" else None
-                    boxes = np.array([_pixels(box, size, item) for box, item in zip(found, batch, strict=True)])
-                    overlaps[condition] += pixel_iou(boxes, true).tolist()
-        if not items:
-            raise UserError(f"no image can be read: {next(iter(broken.values()))}")
-        values = {
-            condition: (np.array(each)[:, None] >= MIN_IOU).astype(np.float64) for condition, each in overlaps.items()
-        }
+        asked = [Question(str(item.image.path), item.text, item.size) for _, item in questions]
+        located = locate(model, asked)
+        items = [questions[index] for index in located.kept]
+        true = np.array([item.boxes[0] for _, item in items], np.float64)
+        overlaps = {condition: pixel_iou(np.array(boxes)[:, 0], true) for condition, boxes in located.boxes.items()}
         examples = [
             {
                 "kind": split,
                 "image": str(item.image.path),
                 "phrase": item.text,
                 "right": {SCORE: {"accuracy": float(overlap >= MIN_IOU)}},
-                "iou": round(overlap, 4),
+                "iou": round(float(overlap), 4),
             }
             for (split, item), overlap in zip(items, overlaps["model"], strict=True)
         ]
-        groups = [str(item.image.path) for _, item in items]
         return Judged(
             [split for split, _ in items],
-            groups,
-            {SCORE: values},
+            [str(item.image.path) for _, item in items],
+            {SCORE: {condition: (each[:, None] >= MIN_IOU).astype(np.float64) for condition, each in overlaps.items()}},
             {},
             examples=examples,
-            notes=unreadable_note(list(broken.values())),
+            notes=unreadable_note(located.broken),
         )
 
 
-def _pixels(box: Box, size: tuple[int, int] | None, item: Phrase) -> tuple[float, float, float, float]:
-    """Returns the box as x, y, width and height, in pixels of the phrase's image. ``size`` is the width and height of the image
-    that the model saw."""
-    scale_x, scale_y = (1.0, 1.0) if size is None else (item.size[0] / size[0], item.size[1] / size[1])
+class Question(NamedTuple):
+    """A phrase to locate: the path of its image, its text, and the image's width and height in its annotations."""
+
+    image: str
+    text: str
+    size: tuple[int, int]
+
+
+class Located(NamedTuple):
+    """The boxes of Q questions whose images can be read.
+
+    Attributes:
+        kept: the indices of these questions, (Q,).
+        boxes: for each of :data:`~x2vlm.suites.suite.CONDITIONS`, the boxes (K, 4) of each question, best first, as x, y, width
+            and height in pixels.
+        broken: the reasons why the other images cannot be read.
+    """
+
+    kept: list[int]
+    boxes: dict[str, list[np.ndarray]]
+    broken: list[str]
+
+
+def locate(model: LoadedModel, questions: Sequence[Question], most: int = 1) -> Located:
+    """Locates phrases under all conditions; each phrase has up to ``most`` boxes.
+
+    Raises:
+        UserError: the model was not trained with the task pretrain, or no image can be read.
+    """
+    if model.settings.task != "pretrain" or not isinstance(model, Model):
+        raise UserError(
+            f"{model.origin} is a model for the task {model.settings.task}",
+            remedy="zero-shot grounding needs a model for the task pretrain",
+        )
+    found = Located([], {condition: [] for condition in CONDITIONS}, [])
+    grey, broken = grey_view(model), dict[str, str]()
+    with progress_bar(total=len(questions), desc="phrases", unit="phrase") as bar:
+        for start in range(0, len(questions), model.batch_size):
+            chunk = questions[start : start + model.batch_size]
+            bar.update(len(chunk))
+            views: dict[str, View] = {}
+            for path in dict.fromkeys(question.image for question in chunk):
+                try:
+                    views[path] = model.read(path)
+                except UserError as error:
+                    broken[path] = str(error)
+            kept = [index for index, question in enumerate(chunk, start) if question.image in views]
+            if not kept:
+                continue
+            found.kept.extend(kept)
+            batch = [questions[index] for index in kept]
+            images: list[Image] = [views[question.image] for question in batch]
+            texts = [[question.text] for question in batch]
+            inputs: dict[str, tuple[list[Image], list[list[str]]]] = {
+                "model": (images, texts),
+                "text only": ([grey] * len(batch), texts),
+                "image only": (images, [[BLANK]] * len(batch)),
+            }
+            for condition, (seen, phrases) in inputs.items():
+                size = grey.size if condition == "text only" else None
+                best = model.locate(seen, phrases)
+                more = model.locate(seen, phrases, boxes="all", threshold=LEAST) if most > 1 else [[]] * len(best)
+                for first, others, question in zip(best, more, batch, strict=True):
+                    ranked = first + sorted(others, key=lambda box: -(box.score or 0.0))[: most - 1]
+                    found.boxes[condition].append(np.array([_pixels(box, size, question.size) for box in ranked]))
+    found.broken.extend(broken.values())
+    if not found.kept:
+        raise UserError(f"no image can be read: {next(iter(broken.values()))}")
+    return found
+
+
+def _pixels(box: Box, seen: tuple[int, int] | None, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Returns the box as x, y, width and height, in pixels of an image of width and height ``size``. ``seen`` is the size of the
+    image that the model saw, if it was another image."""
+    scale_x, scale_y = (1.0, 1.0) if seen is None else (size[0] / seen[0], size[1] / seen[1])
     return box.x * scale_x, box.y * scale_y, box.width * scale_x, box.height * scale_y
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,7 +29,7 @@ BATCH = 100
 TRAIN = "train.txt"
 
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^/\s\]]+)+)\s+([^\]]*)\]")
-_NOT_VISUAL = "0"
+NOT_VISUAL = "0"
 """Id of the chain (group of phrases for the same entity) whose phrases do not refer to anything in the image."""
 
 
@@ -101,12 +101,12 @@ def _images(numbers: list[int], annotations: _Annotations) -> Iterator[Annotated
 def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     number, sentences, annotated = image.values
     size, boxes = _boxes(annotated, f"{image.location}.xml", counts)
-    captions, phrases = _parsed_sentences(sentences)
+    captions, phrases = parsed_sentences(sentences)
     elements = []
     for chain, texts in phrases.items():
         counts.read["phrases"] += len(texts)
         if chain not in boxes:
-            reason = "not visual" if chain == _NOT_VISUAL else "phrase without box"
+            reason = "not visual" if chain == NOT_VISUAL else "phrase without box"
             for text in texts:
                 counts.skip(reason, f"{image.location}: chain {chain}", repr(text[:40]))
         elif cleaned := cleaned_texts(texts, counts, f"{image.location}: chain {chain}"):
@@ -116,7 +116,7 @@ def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     yield from region_record(image, size, elements, made, counts, cleaned, flickr_id=number)
 
 
-def _parsed_sentences(content: bytes) -> tuple[list[str], dict[str, list[str]]]:
+def parsed_sentences(content: bytes) -> tuple[list[str], dict[str, list[str]]]:
     """Returns the captions without marks, and the phrases of each chain."""
     captions: list[str] = []
     phrases: dict[str, list[str]] = {}
@@ -134,6 +134,25 @@ def _boxes(content: bytes, location: str, counts: Counts) -> tuple[tuple[int, in
     Raises:
         BrokenRecordError: "bad xml", or a size is missing.
     """
+    (width, height), corners = chain_corners(content, location, counts)
+    found = {}
+    for chain, boxes in corners.items():
+        if chain == NOT_VISUAL:
+            continue
+        left, top, right, bottom = merged(boxes)
+        box = clamped_box((left, top, right - left, bottom - top), width, height, counts, f"{location}: chain {chain}")
+        if box is not None:
+            found[chain] = box
+    return (width, height), found
+
+
+def chain_corners(content: bytes, location: str, counts: Counts) -> tuple[tuple[int, int], dict[str, list[Box]]]:
+    """Returns width and height of the image, and the boxes of each chain as left, top, right and bottom, in pixels. Boxes that
+    are not four numbers are counted.
+
+    Raises:
+        BrokenRecordError: "bad xml", or a size is missing.
+    """
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise BrokenRecordError("bad xml", "it declares entities, which no official file does")
     try:
@@ -141,7 +160,7 @@ def _boxes(content: bytes, location: str, counts: Counts) -> tuple[tuple[int, in
         width, height = (int(plain_number(root.findtext(f"size/{side}", ""))) for side in ("width", "height"))
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise BrokenRecordError("bad xml", str(error)) from None
-    corners: dict[str, list[tuple[float, ...]]] = {}
+    corners: dict[str, list[Box]] = {}
     for index, element in enumerate(root.iter("object")):
         if element.find("bndbox") is None:
             continue  # a scene, or an entity without a box
@@ -150,19 +169,16 @@ def _boxes(content: bytes, location: str, counts: Counts) -> tuple[tuple[int, in
         except ValueError:
             counts.skip("wrong type", f"{location}: object[{index}]", "the box is not four numbers")
             continue
+        left, top, right, bottom = values
         for name in element.iter("name"):
-            corners.setdefault((name.text or "").strip(), []).append(tuple(values))
-    found = {}
-    for chain, boxes in corners.items():
-        left, top, right, bottom = (
-            pick(column) for pick, column in zip((min, min, max, max), zip(*boxes, strict=True), strict=True)
-        )
-        if chain == _NOT_VISUAL:
-            continue
-        box = clamped_box((left, top, right - left, bottom - top), width, height, counts, f"{location}: chain {chain}")
-        if box is not None:
-            found[chain] = box
-    return (width, height), found
+            corners.setdefault((name.text or "").strip(), []).append((left, top, right, bottom))
+    return (width, height), corners
+
+
+def merged(corners: Sequence[Box]) -> Box:
+    """Returns the box around boxes that are given as left, top, right and bottom."""
+    left, top, right, bottom = zip(*corners, strict=True)
+    return min(left), min(top), max(right), max(bottom)
 
 
 ENTITIES = DataSet(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from utils.files import write_text
 from x2vlm.suites import sugarcrepe, valse
 
 
@@ -115,6 +116,27 @@ def refcoco_in(folder: Path, splits: tuple[str, ...], refs: str) -> None:
     (folder / refs).write_bytes(pickle.dumps(listed))
 
 
+def entities_in(folder: Path) -> None:
+    """Two phrases with a box, of which the first has two boxes, one without a box, and one that is not visual."""
+    picture(folder / "flickr30k-images/7.jpg")
+    sentence = "[/EN#5/other A red star] above [/EN#6/other/shapes two circles] on [/EN#0/notvisual it] , [/EN#8/scene outside] ."
+    for part in ("Sentences", "Annotations"):
+        (folder / part).mkdir(parents=True)
+    write_text(folder / "Sentences/7.txt", f"{sentence}\n")
+    boxes = {5: (2, 3, 22, 18), 6: (20, 2, 30, 10)}
+    listed = [(5, boxes[5]), (6, boxes[6]), (6, (1, 15, 9, 22))]
+    objects = ""
+    for chain, box in listed:
+        corners = "".join(f"<{name}>{value}</{name}>" for name, value in zip(CORNERS, box, strict=True))
+        objects += f"<object><name>{chain}</name><bndbox>{corners}</bndbox></object>"
+    scene = "<object><name>8</name><scene>1</scene><nobndbox>1</nobndbox></object>"
+    size = "<size><width>32</width><height>24</height></size>"
+    write_text(folder / "Annotations/7.xml", f"<annotation>{size}{objects}{scene}</annotation>")
+    write_text(folder / "test.txt", "7\n")
+
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
 CASES: dict[str, tuple[Callable[[Path], None], int]] = {
     "sugarcrepe": (sugarcrepe_in, 14),
     "sugarcrepe++": (sugarcrepe_pp_in, 5),
@@ -132,6 +154,7 @@ FOLDERS = CASES | {
     "classification": (classes_in, 4),
     "refcoco": (partial(refcoco_in, splits=("val", "testA", "testB"), refs="refs(unc).p"), 3),
     "refcoco+": (partial(refcoco_in, splits=("val", "testA", "testB"), refs="refs(unc).p"), 3),
+    "flickr30k-entities": (entities_in, 4),
     "refcocog": (partial(refcoco_in, splits=("val", "test"), refs="refs(umd).p"), 2),
 }
 """The function that writes the folder of each suite, and the number of its examples."""

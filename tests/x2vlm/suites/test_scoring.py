@@ -88,7 +88,7 @@ def test_the_command_writes_receipt_table_and_scores(name, run, tmp_path, capsys
     assert (out / "table.txt").read_text(encoding="utf-8") in printed
     receipt = json.loads((out / "receipt.json").read_text(encoding="utf-8"))
     assert receipt["examples"] == count == len((out / "cases.jsonl").read_text(encoding="utf-8").splitlines())
-    expected = {"box head"} if name.startswith("refcoco") else {"cosine", "matching", "sum"}
+    expected = {"box head"} if name.startswith(("refcoco", "flickr30k-entities")) else {"cosine", "matching", "sum"}
     assert receipt["scores"].keys() == expected
     assert receipt["suite"] == name
     assert receipt["command"].startswith(f"python run.py benchmark {name} --model ")

@@ -11,6 +11,7 @@ import pytest
 
 from metrics.grounding import pixel_iou
 from metrics.retrieval import ranks_of_first_match
+from tests.messages import naming
 from tests.tasks.painted import LOOKS
 from tests.x2vlm.suites.official import FOLDERS, classes_in, picture
 from utils.errors import UserError
@@ -254,6 +255,31 @@ def test_an_iou_of_exactly_one_half_is_right(model, tmp_path, monkeypatch):
     assert [example["iou"] for example in judged.examples] == [0.5] * 3
     assert judged.values["box head"]["model"].tolist() == [[1.0]] * 3
     assert [example["right"] for example in judged.examples] == [{"box head": {"accuracy": 1.0}}] * 3
+
+
+def test_a_phrase_of_two_boxes_is_judged_by_the_whole_and_by_any_box(model, tmp_path, monkeypatch):
+    """The first box is wrong, the third is one of the two circles, and the seventh is the box around both."""
+    suite, content = write_suite("flickr30k-entities", tmp_path)
+    asked, wrong, circle, whole = model("pretrain"), (0, 0, 2, 2), (20, 2, 10, 8), (1, 2, 29, 20)
+
+    def locate(images, texts, boxes="one", threshold=None):
+        found = {"a red star": [(2, 3, 20, 15)]}.get(texts[0][0].lower(), [wrong, wrong, circle, *[wrong] * 3, whole])
+        listed = [Box("", *box, 1 - rank / 10) for rank, box in enumerate(found)]
+        return [listed[:1] if boxes == "one" else listed[1:] for _ in images]
+
+    monkeypatch.setattr(asked, "locate", locate)
+    monkeypatch.setattr(asked, "batch_size", 1)
+    judged = suite.judge(asked, content)
+    assert judged.kinds == ["merged"] * 2 + ["any box"] * 2
+    assert judged.values["box head"]["model"].tolist() == [[1, 1, 1], [0, 0, 1], [1, 1, 1], [0, 1, 1]]
+
+
+def test_missing_files_of_flickr30k_entities_are_named(tmp_path):
+    write_suite("flickr30k-entities", tmp_path)
+    for name in ("flickr30k-images/7.jpg", "Annotations/7.xml", "test.txt"):
+        (tmp_path / name).unlink()
+        with pytest.raises(UserError, match=naming(name.rpartition("/")[2], "flickr30k_entities")):
+            suite_named("flickr30k-entities").read(tmp_path, ())
 
 
 def test_a_model_fine_tuned_for_grounding_is_not_zero_shot(model, tmp_path):
