@@ -115,8 +115,8 @@ def _hits(boxes: np.ndarray, true: np.ndarray) -> list[float]:
 SUITE = EntitiesSuite(
     title="Flickr30K Entities",
     paper="Plummer et al., ICCV 2015 (arXiv:1505.04870)",
-    published_at=f"github.com/BryanPlummer/flickr30k_entities ({LIST}, and annotations.zip unpacked: Sentences, Annotations), and "
-    f"the images of Flickr30K in the folder {IMAGES}",
+    published_at=f"github.com/BryanPlummer/flickr30k_entities ({LIST}, and annotations.zip, unpacked to Sentences and "
+    f"Annotations), and the images of Flickr30K in the folder {IMAGES}",
     note="each phrase is located alone, without its caption. The first box is the box head's; the others are boxes of regions "
     "that match the phrase. Phrases without a box are left out, as in the official protocol",
 )
