@@ -42,6 +42,7 @@ UNWRITABLE = {
     "report": ["R", "--output", "/proc/x.html"],
     "reproduce": ["--table", "1", "--output", "/proc/x"],
     "rescore": ["--config", "C", "--predictions", "P", "--out", "/proc/x"],
+    "score-boxes": ["D", "--model", "M", "--images", "I", "--out", "/proc/x.json"],
     "search": ["I", "a dog", "--save", "/proc/x.png"],
     "sweep": ["--config", "C", "--output", "/proc/x"],
     "tokenizer": ["--records", "R", "--out", "/proc/x"],
