@@ -50,6 +50,19 @@ class Calibration:
         return np.asarray(expit(sums))
 
 
+@dataclass(frozen=True)
+class ModelCalibration:
+    """The calibration of a model.
+
+    Attributes:
+        match: converts the scores of a box and a phrase to the probability that the phrase describes the box.
+        present: converts the scores of a phrase in an image to the probability that it is somewhere in the image.
+    """
+
+    match: Calibration
+    present: Calibration
+
+
 def fit_sigmoid(scores: np.ndarray, labels: np.ndarray) -> Calibration:
     """Fits the weights and the offset of a sigmoid to N examples by minimising the log loss.
 

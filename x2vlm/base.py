@@ -31,7 +31,7 @@ from x2vlm.settings import Settings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from x2vlm.scoring import ModelCalibration
+    from metrics.calibration import ModelCalibration
 
 T = TypeVar("T")
 

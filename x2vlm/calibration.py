@@ -16,13 +16,13 @@ from dataset.config import TextDataConfig
 from dataset.records.schema import ImageKeys
 from dataset.tasks.held_out import HeldOutRecord, read_held_out
 from dataset.text.processors import TextProcessor
-from metrics.calibration import Calibration, Fitted, fit
+from metrics.calibration import Calibration, Fitted, ModelCalibration, fit
 from metrics.grounding import iou
 from utils.errors import UserError
 from utils.files import read_json, write_text
 from utils.progress import progress_bar
 from x2vlm.inputs import View
-from x2vlm.scoring import ModelCalibration, evidence
+from x2vlm.scoring import evidence
 
 if TYPE_CHECKING:
     from torch import nn

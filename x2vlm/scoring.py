@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.calibration import Calibration
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from models.inference.reranking import AligningModel, log_odds
@@ -92,19 +91,6 @@ class Evidence:
 
     boxes: np.ndarray
     phrases: np.ndarray
-
-
-@dataclass(frozen=True)
-class ModelCalibration:
-    """The calibration of a model.
-
-    Attributes:
-        match: converts the scores of a box and a phrase to the probability that the phrase describes the box.
-        present: converts the scores of a phrase in an image to the probability that it is somewhere in the image.
-    """
-
-    match: Calibration
-    present: Calibration
 
 
 def box_scores(

@@ -8,11 +8,10 @@ import torch
 
 from benchmarks.second_opinion import FALSE, Judged, areas, main, pairs_of, precisions
 from dataset.tasks.held_out import HeldOutElement, HeldOutRecord
-from metrics.calibration import Calibration, Fitted
+from metrics.calibration import Calibration, Fitted, ModelCalibration
 from metrics.grounding import iou
 from tests.x2vlm.conftest import data, overrides, run, task  # noqa: F401 (fixtures)
 from x2vlm.calibration import Calibrated, Examples
-from x2vlm.scoring import ModelCalibration
 
 OBJECTS = {"a small red star": (0.2, 0.2, 0.2, 0.2), "a large blue circle": (0.7, 0.7, 0.4, 0.3)}
 RECORD = HeldOutRecord(

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metrics.calibration import Calibration
+from metrics.calibration import Calibration, ModelCalibration
 from run import main
 from tests.messages import OneLine, naming
 from tests.tasks.painted import SIZE
 from utils.errors import UserError
 from x2vlm.calibration import write_calibration
 from x2vlm.detections import read_detections, score_again
-from x2vlm.scoring import ModelCalibration, evidence
+from x2vlm.scoring import evidence
 
 BOXES = [(2, 3, 20, 30), (10, 10, 40, 12), (0, 0, SIZE, SIZE), (5, 5, 9, 9)]
 LABELS = ["red_star", "circle", "red_star", "square"]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from scipy.special import expit
 
-from metrics.calibration import Calibration
+from metrics.calibration import Calibration, ModelCalibration
 from tests.messages import naming
 from utils.errors import UserError
 from x2vlm import load
 from x2vlm.boxes import region_scores
 from x2vlm.calibration import write_calibration
-from x2vlm.scoring import ModelCalibration, box_scores, evidence
+from x2vlm.scoring import box_scores, evidence
 
 BOXES = [(2, 3, 20, 30), (10, 10, 40, 12), (0, 0, 64, 64)]
 PHRASES = ["a red star", "a blue circle"]
