@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from metrics.calibration import Calibration, ModelCalibration
 from run import main
 from tests.tasks.painted import ROOT
+from x2vlm import load
+from x2vlm.calibration import write_calibration
 
 PAGE = (ROOT / "docs/using.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^(python run\.py predict .*)$", PAGE, re.MULTILINE)
@@ -22,20 +25,28 @@ OUTPUT = dict(re.findall(r"^(python run\.py [^\n]*)\n```\n\n```\n(.*?)```", PAGE
 
 @pytest.fixture
 def checkout(run, data, tmp_path, monkeypatch) -> Path:
-    """A folder with the demo's models, with random weights, and some images under the names of scenes."""
+    """A folder with the demo's models and the calibrated emoji and clip art model, with random weights, and some images under the
+    names of scenes and composites."""
     for task, name in {"pretrain": "pretrain", "captioning": "captioning", "vqa": "vqa", "nlvr": "nlvr"}.items():
         shutil.copytree(run(task), tmp_path / f"runs/demo/{name}-seed0")
     folder = tmp_path / "data/scenes/images/test"
     folder.mkdir(parents=True)
     for name in re.findall(r"images/test/(\d+\.png)", PAGE):
         shutil.copy(data / "images/1.png", folder / name)
+    real = tmp_path / "runs/real/pretrain-seed0"
+    shutil.copytree(run("pretrain"), real)
+    same = Calibration((1.0, 1.0), 0.0)
+    write_calibration(real, ModelCalibration(same, same), load(real).network)
+    for name in re.findall(r"--image (data/real/\S+)", PAGE):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (224, 224), "white").save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def shape_of(text: str) -> list[str]:
     """Lines without their numbers and answers, so that they do not depend on the weights."""
-    lines = [re.sub(r"\d+(\.\d+)?", "N", line).rstrip() for line in text.rstrip().splitlines()]
+    lines = [re.sub(r"-?\b\d+(\.\d+)?", "N", line).rstrip() for line in text.rstrip().splitlines()]
     return sorted(re.sub(r"^(  \S.*\?  ).*|^  (true|false)|^  a .*", r"\1", line) for line in lines)
 
 
@@ -84,4 +95,4 @@ def test_an_example_runs_as_printed(example, checkout, monkeypatch, capsys):
 
 
 def test_the_page_has_commands_with_output_and_examples():
-    assert len(COMMANDS) == 6 and len(SEARCH) == 2 and len(OUTPUT) == 9 and len(EXAMPLES) == 7
+    assert len(COMMANDS) == 7 and len(SEARCH) == 2 and len(OUTPUT) == 11 and len(EXAMPLES) == 7
