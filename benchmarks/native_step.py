@@ -1,4 +1,4 @@
-"""Speed of a training step whose images keep their aspect ratio, relative to square images with as many patches:
+"""Speed of training steps with native images, relative to square images of the same number of patches:
 ``python -m benchmarks.native_step``."""
 
 from __future__ import annotations

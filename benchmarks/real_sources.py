@@ -194,7 +194,7 @@ def main(runs: list[Path], /, *, split: Literal["train", "val", "test"] = "test"
 
     Args:
         runs: folders of runs of configs/real/pretrain.yaml.
-        split: split of the pictures; for train, as many of each source as in test.
+        split: split of the pictures; for train, the first of each source, the same number as in test.
 
     Examples:
         python -m benchmarks.real_sources RUN [RUN …]

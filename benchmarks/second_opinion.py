@@ -13,19 +13,14 @@ import numpy as np
 
 from benchmarks.harness import print_line
 from benchmarks.real_sources import mean_and_spread
-from dataset.config import TextDataConfig
-from dataset.records.schema import ImageKeys
-from dataset.tasks.held_out import HeldOutRecord, read_held_out
-from dataset.text.processors import TextProcessor
+from dataset.tasks.held_out import HeldOutRecord
 from demo.scenes.vocabulary import COLOURS, PLAIN, SHAPES, SIZES, TEXTURES
-from metrics.box_sets import ScoredBoxes, average_precision
-from metrics.calibration import area_under_roc, reliability
+from metrics.box_sets import ScoredBoxes, average_precision, pixel_boxes
+from metrics.calibration import ModelCalibration, area_under_roc, reliability
 from metrics.grounding import iou
 from utils.commands import call
 from x2vlm import Model, load
-from x2vlm.calibration import Calibrated, calibrate
-from x2vlm.inputs import View
-from x2vlm.matching import probabilities
+from x2vlm.calibration import calibrate, examples, read_records, view_and_boxes
 from x2vlm.scoring import evidence
 
 ATTRIBUTES = (tuple(SHAPES), tuple(COLOURS), tuple(each for each in TEXTURES if each != PLAIN), tuple(SIZES))
@@ -138,19 +133,18 @@ def judge(model: Model, records: Sequence[HeldOutRecord], seed: int) -> list[Jud
             continue
         phrases = list(dict.fromkeys(pair.phrase for pair in pairs))
         labels = [phrases.index(pair.phrase) for pair in pairs]
-        boxes = [(cx - w / 2, cy - h / 2, w, h) for cx, cy, w, h in (pair.box for pair in pairs)]
-        view = View(record.pixels, record.size or (1, 1), record.location)
-        ((_, found),) = evidence(model, [view], [boxes], [phrases], "fractions", [labels])
-        judged.append(Judged(record, pairs, found.boxes[:, 0], found.phrases[labels]))
+        boxes = pixel_boxes(np.array([pair.box for pair in pairs]), np.ones(2)).tolist()
+        (found,) = evidence(model, [view_and_boxes(record)[0]], [boxes], [phrases], "fractions", [labels])
+        judged.append(Judged(record, pairs, found.boxes[:, 0], found.present[labels]))
     return judged
 
 
-def areas(judged: Sequence[Judged], calibrated: Calibrated) -> dict[str, list[float]]:
+def areas(judged: Sequence[Judged], calibration: ModelCalibration) -> dict[str, list[float]]:
     """Returns, for each kind of false pair, the area under the ROC curve of true against false pairs by the calibrated
     probability, the matching head and the cosine."""
     kinds = np.array([pair.kind for image in judged for pair in image.pairs])
     scores = np.concatenate([image.scores for image in judged])
-    ways = [calibrated.calibration.match(scores), scores[:, 0], scores[:, 1]]
+    ways = [calibration.match(scores), scores[:, 0], scores[:, 1]]
     return {
         kind: [area_under_roc(way[chosen], kinds[chosen] == "true") for way in ways]
         for kind in FALSE
@@ -158,7 +152,7 @@ def areas(judged: Sequence[Judged], calibrated: Calibrated) -> dict[str, list[fl
     }
 
 
-def precisions(judged: Sequence[Judged], calibrated: Calibrated) -> dict[str, float]:
+def precisions(judged: Sequence[Judged], calibration: ModelCalibration) -> dict[str, float]:
     """Returns the average precision, at IoU 0.5, of the detected boxes, sorted in each of :data:`WAYS`."""
     found: dict[str, list[ScoredBoxes]] = {way: [] for way in WAYS}
     true, sizes = [], []
@@ -168,10 +162,7 @@ def precisions(judged: Sequence[Judged], calibrated: Calibrated) -> dict[str, fl
             if pair.kind == "detected":
                 detected[pair.phrase].append(number)
         truth = {element.caption: element.box for element in image.record.elements if element.grain == "object"}
-        match, present = (
-            calibrated.calibration.match(image.scores),
-            calibrated.calibration.present(image.present),
-        )
+        match, present = calibration.match(image.scores), calibration.present(image.present)
         values = (np.ones(len(match)), image.scores[:, 1], image.scores[:, 0], match, match * present)
         for phrase in {**truth, **detected}:
             numbers = detected.get(phrase, [])
@@ -183,13 +174,13 @@ def precisions(judged: Sequence[Judged], calibrated: Calibrated) -> dict[str, fl
     return {way: average_precision(boxes, true, np.array(sizes))[1] for way, boxes in found.items()}
 
 
-def recognised(model: Model, judged: Sequence[Judged], calibrated: Calibrated) -> float:
+def recognised(model: Model, judged: Sequence[Judged], calibration: ModelCalibration) -> float:
     """Returns the share of absent phrases whose probability of being present is below the threshold that loses :data:`LOST` of
     the correctly located phrases."""
     located, absent = [], []
     for image in judged:
         objects = {pair.phrase: pair.box for pair in image.pairs if pair.kind == "true"}
-        view = View(image.record.pixels, image.record.size or (1, 1), image.record.location)
+        view, _ = view_and_boxes(image.record)
         boxes = model.locate(view, [list(objects)])[0]
         width, height = view.size
         present = {pair.phrase: row for pair, row in zip(image.pairs, image.present, strict=True)}
@@ -199,20 +190,18 @@ def recognised(model: Model, judged: Sequence[Judged], calibrated: Calibrated) -
             if iou(predicted, np.array([objects[box.phrase]]))[0] >= 0.5:
                 located.append(present[box.phrase])
         absent += [row for pair, row in zip(image.pairs, image.present, strict=True) if pair.kind == FALSE[1]]
-    threshold = np.quantile(calibrated.calibration.present(np.array(located)), LOST)
-    return float((calibrated.calibration.present(np.array(absent)) < threshold).mean())
+    threshold = np.quantile(calibration.present(np.array(located)), LOST)
+    return float((calibration.present(np.array(absent)) < threshold).mean())
 
 
-def calibration_errors(model: Model, records: Path, calibrated: Calibrated) -> list[float]:
+def calibration_errors(model: Model, records: Sequence[HeldOutRecord], calibration: ModelCalibration) -> list[float]:
     """Returns the calibration errors on other records: of boxes and of phrases, before and after calibration."""
-    measured, errors = calibrate(model, [str(records)], seed=1), []
-    for (examples, _), fitted in (
-        (measured.pairs, calibrated.calibration.match),
-        (measured.phrases, calibrated.calibration.present),
-    ):
-        for values in (probabilities(examples.scores[:, 0]), fitted(examples.scores)):
-            errors.append(reliability(values, examples.labels).error)
-    return errors
+    pairs, phrases = examples(model, records, np.random.default_rng(1))
+    return [
+        reliability(values, found.labels).error
+        for found, fitted in ((pairs, calibration.match), (phrases, calibration.present))
+        for values in (found.matching, fitted(found.scores))
+    ]
 
 
 def main(runs: list[Path], /, *, val: Path, test: Path) -> int:
@@ -235,17 +224,15 @@ def main(runs: list[Path], /, *, val: Path, test: Path) -> int:
     errors, shares = [], []
     for run in runs:
         model = load(run)
-        calibrated = calibrate(model, [str(val)])
-        processor = TextProcessor(model.tokenizer, TextDataConfig(max_tokens=model.settings.data.text.max_tokens))
-        size = model.settings.model.vision.image_size
-        records = read_held_out([str(test)], processor, image_size=size, keys=ImageKeys())
+        calibration = calibrate(model, [str(val)]).calibration
+        records = read_records(model, [str(test)])
         judged = judge(model, records, seed=0)
-        for kind, values in areas(judged, calibrated).items():
+        for kind, values in areas(judged, calibration).items():
             found_areas[kind].append(values)
-        for way, value in precisions(judged, calibrated).items():
+        for way, value in precisions(judged, calibration).items():
             found_precisions[way].append(value)
-        errors.append(calibration_errors(model, test, calibrated))
-        shares.append(recognised(model, judged, calibrated))
+        errors.append(calibration_errors(model, records, calibration))
+        shares.append(recognised(model, judged, calibration))
         sys.stderr.write(f"{run}: done\n")
     print_line("| AUROC in %, true pairs against | probability | matching | cosine |\n|---|---|---|---|")
     for kind, rows in found_areas.items():

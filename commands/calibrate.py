@@ -30,9 +30,9 @@ def calibrate(
 ) -> int:
     """Fit the probabilities that `predict score` gives for boxes and phrases to held-out records with boxes.
 
-    The matching head ranks well, but its probabilities are seldom right: it is trained on pairs of which half are wrong, and most
-    of those are hard. From its log-odds and the cosine, logistic or isotonic regression learns two probabilities: that a phrase
-    describes a box, and that the image shows what a phrase describes. Cross-validation by image chooses the kind of regression
+    The matching head is trained with hard negatives, so its probabilities do not say how often it is right. From its log-odds and
+    the cosine, logistic or isotonic regression learns two probabilities: that a phrase describes a box, and that the image shows
+    what a phrase describes. Cross-validation by image chooses the kind of regression
     and gives the calibration errors that are printed. The calibration is stored in the folder as calibration.json and is used
     from then on; calibration.png shows the reliability before and after.
 
@@ -115,9 +115,8 @@ def check_unseen(run: Path, records: Sequence[str]) -> list[str]:
 
 def _row(examples: Examples, fitted: Fitted) -> str:
     from metrics.calibration import area_under_roc, reliability
-    from x2vlm.matching import probabilities
 
-    before = reliability(probabilities(examples.scores[:, 0]), examples.labels).error
+    before = reliability(examples.matching, examples.labels).error
     after, area = reliability(fitted.held_out, examples.labels).error, area_under_roc(fitted.held_out, examples.labels)
     return f"{len(examples.labels):>9,}{before:>14.3f}{after:>8.3f}{area:>8.3f}  {fitted.kind}"
 
@@ -127,7 +126,6 @@ def _draw(found: Calibrated, path: Path) -> None:
     import altair
 
     from metrics.calibration import reliability
-    from x2vlm.matching import probabilities
 
     charts = []
     for title, (examples, fitted) in (
@@ -136,7 +134,7 @@ def _draw(found: Calibrated, path: Path) -> None:
     ):
         rows = [
             {"which": which, "probability": float(mean), "share of true examples": float(share), "examples": int(count)}
-            for which, values in (("before", probabilities(examples.scores[:, 0])), ("after", fitted.held_out))
+            for which, values in (("before", examples.matching), ("after", fitted.held_out))
             for count, mean, share in zip(*reliability(values, examples.labels), strict=True)
         ]
         unit = altair.Scale(domain=[0, 1])

@@ -30,11 +30,12 @@ from utils.flags import (
 from utils.printing import printed, printed_json
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from x2vlm.calls import CALLS, BoxText, parse_box
+from x2vlm.calls import CALLS
 
 if TYPE_CHECKING:
     from models.config import AnswerDecoding
     from tasks.drawing import Panel
+    from x2vlm.boxes import TypedBox
     from x2vlm.inputs import View
     from x2vlm.matching import Match
     from x2vlm.model import Box, Judgement, Model
@@ -134,6 +135,8 @@ def predict(
         raise UserError("score needs --box" if call == "score" else f"{call} does not take --box")
     if threshold is not None and not all_:
         raise UserError("needs locate --all", where="--threshold", remedy="remove the flag, or add --all")
+    from x2vlm.boxes import parse_box
+
     boxes = [parse_box(each) for each in box]
     names = [path for pattern in image for path in expand_pattern(pattern)]
     if save is not None:
@@ -228,7 +231,7 @@ def _results(
     groups: list[list[View]],
     call: str,
     texts: list[str],
-    boxes: Sequence[BoxText],
+    boxes: Sequence[TypedBox],
     layer: int | None,
     decode: AnswerDecoding | None,
     all_boxes: bool,
@@ -326,7 +329,7 @@ def _located(model: Model, view: View, boxes: Sequence[Box], texts: Sequence[str
     return Result([view.name, *lines], values, lambda: [figures.located(model.read, view.name, boxes, texts)])
 
 
-def _scored(model: Model, view: View, boxes: Sequence[BoxText], scores: BoxScores) -> Result:
+def _scored(model: Model, view: View, boxes: Sequence[TypedBox], scores: BoxScores) -> Result:
     """Returns a line for each box and phrase, and a line for each phrase with the probability that it is absent. The figure shows
     each box with its most probable phrase."""
     from x2vlm import figures

@@ -50,18 +50,21 @@ def score_boxes(
     Returns:
         0 all boxes were scored; 1 some images could not be read, and their boxes keep their scores; 2 nothing was written
     """
-    if out.exists() and out.samefile(detections):
+    if not images.is_dir():
+        raise UserError("is not a folder", where=f"--images {images}", remedy="pass the folder of the images")
+    if out.exists() and detections.exists() and out.samefile(detections):
         raise UserError("is the file of the detections", where=f"--out {out}", remedy="pass another file")
     if "{}" not in template:
         raise UserError("has no {} for the label", where=f"--template {template!r}", remedy='pass, for example, "a {}"')
     from x2vlm.detections import read_detections, score_again
 
     found = read_detections(detections, annotations)
+    before = None if found.measure is None else found.measure([detection.score for detection in found.boxes])
     loaded = running.load(model)
     loaded.require("score")
     if loaded.calibration is None:
         sys.stderr.write(
-            f"{model} is not calibrated, so its scores rank well, but are no probabilities: run `calibrate`\n"
+            f"{model} is not calibrated, so its scores only rank the boxes; for probabilities, run `calibrate`\n"
         )
     count = len({detection.image for detection in found.boxes})
     with progress_bar(total=count, desc="scoring", unit="image", leave=False) as bar:
@@ -70,8 +73,8 @@ def score_boxes(
             loaded, found, images, partial, combine=combine, none=none, template=template, progress=bar.update
         )
     found.write(out, scores)
-    if found.measure is not None:
-        before, after = found.measure([detection.score for detection in found.boxes]), found.measure(scores)
+    if found.measure is not None and before is not None:
+        after = found.measure(scores)
         sys.stdout.write(f"{'average precision, %':20}{'before':>8}{'after':>8}\n")
         for name, value in after.items():
             sys.stdout.write(f"{name:20}{100 * before[name]:8.1f}{100 * value:8.1f}\n")

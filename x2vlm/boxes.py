@@ -16,6 +16,11 @@ from models.core.packing import PackedTexts
 from models.core.vision import Concepts, VisionEncoder
 from models.pretraining.model import PretrainModel
 from models.tasks.grounding import GroundingModel
+from utils.errors import UserError
+from utils.numerals import plain_number
+
+TypedBox = tuple[float, float, float, float]
+"""A box that a user has typed: x, y, width and height in pixels."""
 
 
 @dataclass(frozen=True)
@@ -123,3 +128,18 @@ def in_pixels(phrase: str, relative: Sequence[float], score: float | None, size:
     left, right = (min(max(edge, 0.0), 1.0) * size[0] for edge in (cx - w / 2, cx + w / 2))
     top, bottom = (min(max(edge, 0.0), 1.0) * size[1] for edge in (cy - h / 2, cy + h / 2))
     return Box(phrase, left, top, right - left, bottom - top, score)
+
+
+def parse_box(text: str) -> TypedBox:
+    """Parses a box. Whether it has an area in its image is checked when the image has been read.
+
+    Raises:
+        UserError: the text is not four numbers.
+    """
+    try:
+        x, y, width, height = map(plain_number, text.split(","))
+    except ValueError:
+        raise UserError(
+            f"{text!r} is not a box", remedy="pass x, y, width and height in pixels, such as 10,20,64,48"
+        ) from None
+    return x, y, width, height

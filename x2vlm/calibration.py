@@ -16,12 +16,14 @@ from dataset.config import TextDataConfig
 from dataset.records.schema import ImageKeys
 from dataset.tasks.held_out import HeldOutRecord, read_held_out
 from dataset.text.processors import TextProcessor
+from metrics.box_sets import pixel_boxes
 from metrics.calibration import Calibration, Fitted, ModelCalibration, fit
 from metrics.grounding import iou
 from utils.errors import UserError
 from utils.files import read_json, write_text
 from utils.progress import progress_bar
 from x2vlm.inputs import View
+from x2vlm.matching import probabilities
 from x2vlm.scoring import evidence
 
 if TYPE_CHECKING:
@@ -51,20 +53,27 @@ class Examples(NamedTuple):
     labels: np.ndarray
     images: np.ndarray
 
+    @property
+    def matching(self) -> np.ndarray:
+        """The probabilities of the matching head, (N,)."""
+        return probabilities(self.scores[:, 0])
+
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A calibration and the examples to which it was fitted.
+    """The examples to which a calibration was fitted, and what was fitted to them.
 
     Attributes:
-        calibration: the calibration.
-        pairs: the pairs of a box and a phrase, and what was fitted to them.
-        phrases: the same for phrases in whole images; a phrase is true if the image shows what it describes.
+        pairs: the pairs of a box and a phrase.
+        phrases: phrases in whole images; a phrase is true if the image shows what it describes.
     """
 
-    calibration: ModelCalibration
     pairs: tuple[Examples, Fitted]
     phrases: tuple[Examples, Fitted]
+
+    @property
+    def calibration(self) -> ModelCalibration:
+        return ModelCalibration(self.pairs[1].calibration, self.phrases[1].calibration)
 
 
 def calibrate(model: LoadedModel, files: Sequence[str], *, limit: int | None = None, seed: int = 0) -> Calibrated:
@@ -83,21 +92,31 @@ def calibrate(model: LoadedModel, files: Sequence[str], *, limit: int | None = N
     Raises:
         UserError: the model does not score boxes, a record is broken, or the records have too few phrases with a box.
     """
-    model.require("score")
-    processor = TextProcessor(model.tokenizer, TextDataConfig(max_tokens=model.settings.data.text.max_tokens))
-    size, max_pixels = model.settings.model.vision.image_size, model.settings.data.max_pixels
-    records = read_held_out(
-        files, processor, image_size=size, keys=ImageKeys(), max_pixels=max_pixels, limit=limit, config_key="--records"
-    )
-    pairs, phrases = examples(model, [record for record in records if record.elements], np.random.default_rng(seed))
+    pairs, phrases = examples(model, read_records(model, files, limit), np.random.default_rng(seed))
     try:
         fitted = [fit(found.scores, found.labels, found.images.tolist()) for found in (pairs, phrases)]
     except ValueError as error:
         raise UserError(
             f"they have too few phrases with one box: {error}", where=", ".join(files), remedy="pass more records"
         ) from None
-    calibration = ModelCalibration(*(found.calibration for found in fitted))
-    return Calibrated(calibration, (pairs, fitted[0]), (phrases, fitted[1]))
+    return Calibrated((pairs, fitted[0]), (phrases, fitted[1]))
+
+
+def read_records(model: LoadedModel, files: Sequence[str], limit: int | None = None) -> list[HeldOutRecord]:
+    """Reads the records that have phrases with a box, for a model that scores boxes; see :func:`calibrate`."""
+    model.require("score")
+    processor = TextProcessor(model.tokenizer, TextDataConfig(max_tokens=model.settings.data.text.max_tokens))
+    size, max_pixels = model.settings.model.vision.image_size, model.settings.data.max_pixels
+    records = read_held_out(
+        files, processor, image_size=size, keys=ImageKeys(), max_pixels=max_pixels, limit=limit, config_key="--records"
+    )
+    return [record for record in records if record.elements]
+
+
+def view_and_boxes(record: HeldOutRecord) -> tuple[View, np.ndarray]:
+    """Returns the image of a record and the boxes of its phrases, (B, 4), as x, y, width and height in fractions."""
+    boxes = np.array([element.box for element in record.elements])
+    return View(record.pixels, record.size or (1, 1), record.location), pixel_boxes(boxes, np.ones(2))
 
 
 def examples(
@@ -114,20 +133,21 @@ def examples(
         absent = [
             list(_absent(record, len(texts), everything, rng)) for record, texts in zip(batch, shown, strict=True)
         ]
-        boxes = [[_corner(element.box) for element in record.elements] for record in batch]
-        views = [View(record.pixels, record.size or (1, 1), record.location) for record in batch]
+        views, boxes = zip(*map(view_and_boxes, batch), strict=True)
         texts = [own + other for own, other in zip(shown, absent, strict=True)]
-        for number, (record, (listed, found)) in enumerate(
+        for number, (record, found) in enumerate(
             zip(batch, evidence(model, views, boxes, texts, "fractions"), strict=True), start
         ):
-            overlaps = _overlaps(record)
+            all_boxes = np.array([element.box for element in record.elements])
             for index, element in enumerate(record.elements):
-                fits = {each.caption for each, overlap in zip(record.elements, overlaps[index], strict=True) if overlap}
-                pairs.append((found.boxes[index, listed.index(element.caption)], True, number))
-                if others := [column for column, text in enumerate(listed) if text not in fits]:
+                overlaps = iou(np.tile(element.box, (len(all_boxes), 1)), all_boxes)
+                pairs_of_box = zip(record.elements, overlaps, strict=True)
+                fits = {each.caption for each, overlap in pairs_of_box if overlap >= MIN_IOU}
+                pairs.append((found.boxes[index, found.phrases.index(element.caption)], True, number))
+                if others := [column for column, text in enumerate(found.phrases) if text not in fits]:
                     pairs.append((found.boxes[index, rng.choice(others)], False, number))
             own = {element.caption for element in record.elements}
-            phrases += [(row, text in own, number) for row, text in zip(found.phrases, listed, strict=True)]
+            phrases += [(row, text in own, number) for row, text in zip(found.present, found.phrases, strict=True)]
         bar.update(len(batch))
     bar.close()
     return _stacked(pairs), _stacked(phrases)
@@ -148,22 +168,9 @@ def _absent(record: HeldOutRecord, count: int, everything: Sequence[str], rng: n
             count -= 1
 
 
-def _corner(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """Converts centre and size to upper left corner and size."""
-    cx, cy, w, h = box
-    return cx - w / 2, cy - h / 2, w, h
-
-
-def _overlaps(record: HeldOutRecord) -> np.ndarray:
-    """Returns which of a record's B boxes are at the same place, (B, B) bool."""
-    boxes = np.array([element.box for element in record.elements])
-    one, other = np.meshgrid(np.arange(len(boxes)), np.arange(len(boxes)), indexing="ij")
-    return (iou(boxes[one.ravel()], boxes[other.ravel()]) >= MIN_IOU).reshape(one.shape)
-
-
 def read_calibration(folder: Path, network: nn.Module) -> ModelCalibration | None:
-    """Returns the calibration in the folder of a run or a saved model. Returns None if there is none; if it was fitted to other
-    weights, this is logged.
+    """Returns the calibration in the folder of a run or a saved model. Returns None if the file does not exist, or was
+    fitted to other weights, which is logged.
 
     Raises:
         UserError: the file is damaged.

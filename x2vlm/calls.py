@@ -1,17 +1,11 @@
 """Lists the calls of a model: for each call, the tasks whose models support it, and the text that it takes.
 
-This module does not import torch, so it is fast to import.
+This module contains only plain data, so it is fast to import.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
-
-from utils.errors import UserError
-from utils.numerals import plain_number
-
-BoxText = tuple[float, float, float, float]
-"""A box that a user has typed: x, y, width and height in pixels."""
 
 
 class Call(NamedTuple):
@@ -41,18 +35,3 @@ EXPORTED = ("locate", "match", "embed_images", "embed_texts")
 """The calls that an ONNX export supports (``run.py export``)."""
 EXPORTED_TASKS = ("pretrain", "retrieval", "grounding")
 """The tasks whose models can be exported."""
-
-
-def parse_box(text: str) -> BoxText:
-    """Parses a box. Whether it has an area in its image is checked when the image has been read.
-
-    Raises:
-        UserError: the text is not four numbers.
-    """
-    try:
-        x, y, width, height = map(plain_number, text.split(","))
-    except ValueError:
-        raise UserError(
-            f"{text!r} is not a box", remedy="pass x, y, width and height in pixels, such as 10,20,64,48"
-        ) from None
-    return x, y, width, height

@@ -3,7 +3,6 @@ model, and writes them in the same form."""
 
 from __future__ import annotations
 
-import copy
 import csv
 import hashlib
 import json
@@ -13,15 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
-
 from dataset.broken import BrokenRecordError
 from metrics.detection import average_precisions
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.files import read_json, read_text, replacing, write_text
 from utils.suffixes import IMAGE_SUFFIXES
-from x2vlm.matching import probabilities
-from x2vlm.scoring import Unit, evidence
+from x2vlm.scoring import BoxScores, Unit, evidence, relative_box
 
 if TYPE_CHECKING:
     from x2vlm.base import LoadedModel
@@ -79,12 +75,12 @@ def read_detections(file: Path, annotations: Path | None = None) -> Detections:
         UserError: the file has another form, or an entry is incomplete.
     """
     if file.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(read_text(file, "utf-8-sig").splitlines()))
-        return _of_supervision(rows, file, lambda path, changed: _write_csv(path, changed))
-    try:
-        content = read_json(file)
-    except ValueError as error:
-        raise UserError(f"is not JSON: {error}", where=file, remedy=f"pass {FORMS}") from None
+        try:
+            rows = list(csv.DictReader(read_text(file, "utf-8-sig").splitlines()))
+        except (OSError, ValueError, csv.Error) as error:
+            raise UserError(f"cannot be read: {reason_of(error)}", where=file, remedy=f"pass {FORMS}") from None
+        return _of_supervision(rows, file, _write_csv)
+    content = _read(file)
     if isinstance(content, Mapping) and isinstance(content.get("labels"), Mapping):
         return _of_fiftyone(content, file)
     if isinstance(content, list) and content and all(isinstance(row, Mapping) for row in content):
@@ -95,6 +91,14 @@ def read_detections(file: Path, annotations: Path | None = None) -> Detections:
     raise UserError("its form is not known", where=file, remedy=f"pass {FORMS}")
 
 
+def _read(file: Path) -> Any:
+    """Reads a JSON file; raises :class:`UserError` if it cannot be read."""
+    try:
+        return read_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read as JSON: {reason_of(error)}", where=file, remedy="check the path") from None
+
+
 def _of_coco(rows: list[dict[str, Any]], file: Path, annotations: Path | None) -> Detections:
     if annotations is None:
         raise UserError(
@@ -102,14 +106,14 @@ def _of_coco(rows: list[dict[str, Any]], file: Path, annotations: Path | None) -
             where=file,
             remedy="pass --annotations with the file that lists them",
         )
+    listed = _read(annotations)
     try:
-        listed = read_json(annotations)
         # LVIS has no file names, but the URLs of COCO's images, which end with the folder and the name.
         images = {
             each["id"]: each.get("file_name") or "/".join(each["coco_url"].split("/")[-2:]) for each in listed["images"]
         }
         names = {each["id"]: str(each["name"]) for each in listed["categories"]}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (TypeError, KeyError, AttributeError):
         raise UserError(
             "lists no images and categories", where=annotations, remedy="pass an annotation file of COCO or LVIS"
         ) from None
@@ -120,7 +124,13 @@ def _of_coco(rows: list[dict[str, Any]], file: Path, annotations: Path | None) -
         )
 
     def measure(scores: Sequence[float]) -> dict[str, float]:
-        return average_precisions(listed, [row | {"score": score} for row, score in zip(rows, scores, strict=True)])
+        scored = [row | {"score": score} for row, score in zip(rows, scores, strict=True)]
+        try:
+            return average_precisions(listed, scored)
+        except (KeyError, TypeError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"its true boxes cannot be used: {error!r}", where=annotations, remedy="pass the official file"
+            ) from None
 
     boxes = _parsed(rows, file, detection)
     return Detections(
@@ -149,7 +159,6 @@ def _of_supervision(
 
 
 def _of_fiftyone(content: Mapping[str, Any], file: Path) -> Detections:
-    content = copy.deepcopy(dict(content))
     classes = content.get("classes") or []
     rows = [(image, entry) for image, entries in content["labels"].items() for entry in entries or ()]
 
@@ -243,7 +252,12 @@ def score_again(
         none: whether to multiply by the probability that the image shows what the label describes, too.
         template: see :func:`phrase_of`.
         progress: function that is called with the number of images that have been finished.
+
+    Raises:
+        UserError: a label contains no words, or no image can be read.
     """
+    for label in dict.fromkeys(detection.label for detection in detections.boxes):
+        model.cleaned(phrase_of(label, template))
     groups: dict[str, list[int]] = {}
     for number, detection in enumerate(detections.boxes):
         groups.setdefault(detection.image, []).append(number)
@@ -275,6 +289,10 @@ def score_again(
             log.flush()
             progress(min(model.batch_size, len(remaining) - start))
     partial.unlink()
+    if broken and len(broken) == len(groups):
+        raise UserError(
+            f"no image can be read, for example {broken[0]}", where=images, remedy="pass the folder of the images"
+        )
     return Rescored(scores, broken)
 
 
@@ -287,32 +305,20 @@ def _scored(
 ) -> Iterator[tuple[str, list[int], list[tuple[float, float]]]]:
     """Yields each image, the numbers of its detections that have an area in the image, and for each of these the probabilities
     that the label describes the box, and that the image shows what it describes."""
-    numbers_of, phrases_of = [], []
+    found, unit = detections.boxes, detections.unit
+    inside, phrases, labels = [], [], []
     for image, view in batch:
-        extent = view.size if detections.unit == "pixels" else (1, 1)
-        numbers = [number for number in groups[image] if _has_area(detections.boxes[number].box, extent)]
-        numbers_of.append(numbers)
-        phrases_of.append([phrase_of(detections.boxes[number].label, template) for number in groups[image]])
-    if not batch:
-        return
-    distinct = [list(dict.fromkeys(phrases)) for phrases in phrases_of]
-    labels = [
-        [each.index(phrase_of(detections.boxes[number].label, template)) for number in numbers]
-        for each, numbers in zip(distinct, numbers_of, strict=True)
-    ]
-    boxes = [[detections.boxes[number].box for number in numbers] for numbers in numbers_of]
-    found = evidence(model, [view for _, view in batch], boxes, distinct, detections.unit, labels)
-    for (image, _), numbers, chosen, (_, scores) in zip(batch, numbers_of, labels, found, strict=True):
-        if model.calibration is None:
-            match, present = probabilities(scores.boxes[:, 0, 0]), probabilities(scores.phrases[:, 0])
-        else:
-            match, present = model.calibration.match(scores.boxes[:, 0]), model.calibration.present(scores.phrases)
-        yield image, numbers, list(zip(match.tolist(), np.asarray(present)[chosen].tolist(), strict=True))
-
-
-def _has_area(box: tuple[float, float, float, float], extent: tuple[int, int]) -> bool:
-    x, y, width, height = box
-    return min(x + width, extent[0]) > max(x, 0) and min(y + height, extent[1]) > max(y, 0)
+        numbers = [n for n in groups[image] if relative_box(found[n].box, view.size, unit) is not None]
+        texts = {number: phrase_of(found[number].label, template) for number in groups[image]}
+        inside.append(numbers)
+        phrases.append(list(dict.fromkeys(texts.values())))
+        labels.append([phrases[-1].index(texts[number]) for number in numbers])
+    boxes = [[found[number].box for number in numbers] for numbers in inside]
+    evidences = evidence(model, [view for _, view in batch], boxes, phrases, unit, labels) if batch else []
+    for (image, _), numbers, chosen, each in zip(batch, inside, labels, evidences, strict=True):
+        scores = BoxScores.of(each, model.calibration)
+        present = 1 - scores.absent[chosen]
+        yield image, numbers, list(zip(scores.fit[:, 0].tolist(), present.tolist(), strict=True))
 
 
 def _read_partial(partial: Path, digest: str) -> dict[str, list[float]]:

@@ -206,9 +206,9 @@ class Model(LoadedModel):
         Returns:
             The scores of each image.
         """
-        from x2vlm.scoring import box_scores
+        from x2vlm.scoring import BoxScores, evidence
 
-        return box_scores(self, images, boxes, phrases, unit)
+        return [BoxScores.of(found, self.calibration) for found in evidence(self, images, boxes, phrases, unit)]
 
     @property
     def has_box_sets(self) -> bool:

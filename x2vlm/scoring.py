@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metrics.calibration import ModelCalibration
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from models.inference.reranking import AligningModel, log_odds
 from models.pretraining.model import PretrainModel
 from utils.errors import UserError
 from x2vlm.base import LoadedModel, as_texts
-from x2vlm.boxes import Box, content_of
-from x2vlm.calls import BoxText
+from x2vlm.boxes import Box, TypedBox, content_of
 from x2vlm.inputs import Image, as_list
 from x2vlm.matching import probabilities
 
@@ -50,13 +50,45 @@ class BoxScores:
     probability: np.ndarray | None
     absent: np.ndarray
 
+    @classmethod
+    def of(cls, evidence: Evidence, calibration: ModelCalibration | None) -> BoxScores:
+        """Converts the evidence of an image to probabilities."""
+        matching, present = (probabilities(scores[..., 0]) for scores in (evidence.boxes, evidence.present))
+        probability = None
+        if calibration is not None:
+            probability, present = calibration.match(evidence.boxes), calibration.present(evidence.present)
+            probability = probability.astype(np.float32)
+        cosine, matching, absent = (each.astype(np.float32) for each in (evidence.boxes[..., 1], matching, 1 - present))
+        return cls(evidence.phrases, cosine, matching, probability, absent)
+
+    @property
+    def fit(self) -> np.ndarray:
+        """The probability that each phrase describes each box, (B, P): calibrated, if the model is."""
+        return self.matching if self.probability is None else self.probability
+
     def tables(self) -> dict[str, np.ndarray]:
         """Returns the scores of boxes and phrases, (B, P) each, by name."""
         tables = {"probability": self.probability, "matching": self.matching, "cosine": self.cosine}
         return {name: table for name, table in tables.items() if table is not None}
 
 
-def formatted_lines(boxes: Sequence[BoxText], scores: BoxScores) -> list[str]:
+@dataclass(frozen=True)
+class Evidence:
+    """The scores of an image that are converted to probabilities. The last axis is the log-odds of the matching head, and the
+    cosine.
+
+    Attributes:
+        phrases: the P phrases.
+        boxes: scores of each box and each phrase with which it is compared, (B, P, 2) or (B, 1, 2) float64.
+        present: scores of each phrase in the box where the model locates it, or in the whole image, (P, 2) float64.
+    """
+
+    phrases: list[str]
+    boxes: np.ndarray
+    present: np.ndarray
+
+
+def formatted_lines(boxes: Sequence[TypedBox], scores: BoxScores) -> list[str]:
     """Returns the scores of boxes as lines, below a line that names the columns. The last lines are the probabilities that the
     phrases are absent."""
     tables = scores.tables()
@@ -69,52 +101,13 @@ def formatted_lines(boxes: Sequence[BoxText], scores: BoxScores) -> list[str]:
     return [*lines, *(f"absent  {probability:.3f}  {phrase}" for phrase, probability in absent)]
 
 
-def most_probable(boxes: Sequence[BoxText], scores: BoxScores) -> list[Box]:
+def most_probable(boxes: Sequence[TypedBox], scores: BoxScores) -> list[Box]:
     """Returns each box with the phrase that fits it best, and the probability of this phrase."""
-    table = next(iter(scores.tables().values()))
-    best = table.argmax(axis=1).tolist()
+    best = scores.fit.argmax(axis=1).tolist()
     return [
-        Box(scores.phrases[column], *box, float(table[row, column]))
+        Box(scores.phrases[column], *box, float(scores.fit[row, column]))
         for row, (box, column) in enumerate(zip(boxes, best, strict=True))
     ]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The scores of an image that calibration converts to probabilities; the last axis is the log-odds of the matching head, and
-    the cosine.
-
-    Attributes:
-        boxes: scores of each box and each phrase, (B, P, 2) float64.
-        phrases: scores of each phrase in the box where the model locates it, or in the whole image, (P, 2) float64.
-    """
-
-    boxes: np.ndarray
-    phrases: np.ndarray
-
-
-def box_scores(
-    model: LoadedModel,
-    images: Image | Sequence[Image],
-    boxes: Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]],
-    phrases: str | Sequence[str] | Sequence[Sequence[str]],
-    unit: Unit = "pixels",
-) -> list[BoxScores]:
-    """Scores the boxes of images; see :meth:`x2vlm.Model.score`."""
-    calibration = model.calibration
-    scores = []
-    for texts, found in evidence(model, images, boxes, phrases, unit):
-        matching, cosine = probabilities(found.boxes[..., 0]), found.boxes[..., 1]
-        probability, absent = None, 1 - probabilities(found.phrases[:, 0])
-        if calibration is not None:
-            probability = calibration.match(found.boxes).astype(np.float32)
-            absent = 1 - calibration.present(found.phrases)
-        scores.append(
-            BoxScores(
-                texts, cosine.astype(np.float32), matching.astype(np.float32), probability, absent.astype(np.float32)
-            )
-        )
-    return scores
 
 
 def evidence(
@@ -124,8 +117,8 @@ def evidence(
     phrases: str | Sequence[str] | Sequence[Sequence[str]],
     unit: Unit = "pixels",
     labels: Sequence[Sequence[int]] | None = None,
-) -> list[tuple[list[str], Evidence]]:
-    """Returns the phrases of each image and their scores.
+) -> list[Evidence]:
+    """Returns the evidence of each image.
 
     Args:
         model, images, boxes, phrases, unit: see :meth:`x2vlm.Model.score`.
@@ -152,7 +145,7 @@ def evidence(
     if not all(all_phrases):
         raise UserError("an image has no phrases", where="score", remedy="pass at least one for each image")
 
-    def score(items: Sequence[tuple[Any, ...]]) -> list[tuple[list[str], Evidence]]:
+    def score(items: Sequence[tuple[Any, ...]]) -> list[Evidence]:
         views = model.views([image for image, *_ in items])
         texts = list(dict.fromkeys(text for _, _, phrases, _ in items for text in phrases))
         numbers = {text: number for number, text in enumerate(texts)}
@@ -165,15 +158,17 @@ def evidence(
             compared = torch.arange(len(phrases)).expand(len(boxes), -1)
             if chosen is not None:
                 compared = torch.tensor(chosen, dtype=torch.long).unsqueeze(1)
-            scores.append((phrases, _evidence(network, image, relative, of_phrases, compared)))
+            scores.append(Evidence(phrases, *_scores(network, image, relative, of_phrases, compared)))
         return scores
 
     all_labels: Sequence[Sequence[int] | None] = labels or [None] * len(listed)
     return model.run(list(zip(listed, all_boxes, all_phrases, all_labels, strict=True)), score)
 
 
-def _evidence(network: AligningModel, image: Concepts, boxes: Tensor, texts: PackedTexts, compared: Tensor) -> Evidence:
-    """Scores texts in an image.
+def _scores(
+    network: AligningModel, image: Concepts, boxes: Tensor, texts: PackedTexts, compared: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores texts in an image; returns the last two fields of :class:`Evidence`.
 
     Args:
         network: the model.
@@ -195,39 +190,51 @@ def _evidence(network: AligningModel, image: Concepts, boxes: Tensor, texts: Pac
     if isinstance(network, PretrainModel):
         keys_values = network.fusion.project_concepts(image).select(torch.zeros_like(every))
         own = network.box_head(network.fusion.cls(texts, keys_values)).cpu()
-        phrases = scores_in(own, every.unsqueeze(1))[:, 0]
+        present = scores_in(own, every.unsqueeze(1))[:, 0]
     else:
-        phrases = scores_in(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), every.unsqueeze(0))[0]
+        present = scores_in(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), every.unsqueeze(0))[0]
     rows = max(1, PAIRS // max(1, compared.shape[1]))
     found = [
         scores_in(boxes[start : start + rows], compared[start : start + rows]) for start in range(0, len(boxes), rows)
     ]
-    of_boxes = torch.cat(found) if found else phrases.new_zeros(0, compared.shape[1], 2)
-    return Evidence(of_boxes.double().cpu().numpy(), phrases.double().cpu().numpy())
+    of_boxes = torch.cat(found) if found else present.new_zeros(0, compared.shape[1], 2)
+    return of_boxes.double().cpu().numpy(), present.double().cpu().numpy()
 
 
 def _relative(boxes: Sequence[Sequence[float]], size: tuple[int, int], image: str, unit: Unit) -> Tensor:
-    """Converts the boxes of an image, x, y, width and height in ``unit``, to centre and size relative to the image, (B, 4). Parts
-    of boxes outside the image are cut off.
+    """Converts the boxes of an image to centre and size relative to the image, (B, 4); see :func:`relative_box`.
 
     Raises:
         UserError: a box has no area in the image, or is not four numbers.
     """
-    scale = np.array(size if unit == "pixels" else (1, 1), dtype=np.float64)
     relative = torch.empty(len(boxes), 4)
     for number, box in enumerate(boxes):
         try:
-            corner, extent = np.array(box, dtype=np.float64).reshape(2, 2) / scale
+            found = relative_box(box, size, unit)
         except (TypeError, ValueError):
             raise UserError(
                 f"box {number} is {box!r}, not four numbers", where=image, remedy="pass x, y, width and height"
             ) from None
-        low, high = corner.clip(0, 1), (corner + extent).clip(0, 1)
-        if not (high > low).all():  # also if a number is NaN
+        if found is None:
             raise UserError(
                 f"box {number}, {tuple(box)} in {unit}, has no area in this image of {size[0]} x {size[1]} pixels",
                 where=image,
                 remedy="pass x, y, width and height inside the image",
             )
-        relative[number] = torch.from_numpy(np.concatenate([(low + high) / 2, high - low]))
+        relative[number] = torch.from_numpy(found)
     return relative
+
+
+def relative_box(box: Sequence[float], size: tuple[int, int], unit: Unit) -> np.ndarray | None:
+    """Converts a box, x, y, width and height in ``unit``, to centre and size relative to an image of width and height ``size``,
+    (4,). Parts outside the image are cut off; the result is None if nothing remains.
+
+    Raises:
+        TypeError, ValueError: the box is not four numbers.
+    """
+    scale = np.array(size if unit == "pixels" else (1, 1), dtype=np.float64)
+    corner, extent = np.array(box, dtype=np.float64).reshape(2, 2) / scale
+    low, high = corner.clip(0, 1), (corner + extent).clip(0, 1)
+    if not (high > low).all():  # also if a number is NaN
+        return None
+    return np.concatenate([(low + high) / 2, high - low])

@@ -8,10 +8,9 @@ import torch
 
 from benchmarks.second_opinion import FALSE, Judged, areas, main, pairs_of, precisions
 from dataset.tasks.held_out import HeldOutElement, HeldOutRecord
-from metrics.calibration import Calibration, Fitted, ModelCalibration
+from metrics.calibration import Calibration, ModelCalibration
 from metrics.grounding import iou
 from tests.x2vlm.conftest import data, overrides, run, task  # noqa: F401 (fixtures)
-from x2vlm.calibration import Calibrated, Examples
 
 OBJECTS = {"a small red star": (0.2, 0.2, 0.2, 0.2), "a large blue circle": (0.7, 0.7, 0.4, 0.3)}
 RECORD = HeldOutRecord(
@@ -63,11 +62,10 @@ def test_a_perfect_judge_has_the_largest_area_and_precision(pairs):
     scores = np.stack([margins, np.zeros_like(margins)], axis=1)
     image = Judged(RECORD, pairs_of(RECORD, ABSENT, np.random.default_rng(1)), scores, scores)
     identity = Calibration((1.0, 0.0), 0.0)
-    unused = (Examples(scores, margins, margins), Fitted(identity, "sigmoid", margins))
-    calibrated = Calibrated(ModelCalibration(identity, identity), unused, unused)
-    found = areas([image] * 2, calibrated)
+    calibration = ModelCalibration(identity, identity)
+    found = areas([image] * 2, calibration)
     assert all(each[:2] == [1, 1] and each[2] == 0.5 for each in found.values())
-    measured = precisions([image] * 2, calibrated)
+    measured = precisions([image] * 2, calibration)
     assert measured["probability"] == measured["matching"] >= measured["constant"]
 
 

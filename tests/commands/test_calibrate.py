@@ -35,9 +35,8 @@ def test_a_run_is_calibrated_and_uses_its_calibration(folder, scenes_folder, cap
     assert (folder / "calibration.png").read_bytes().startswith(b"\x89PNG")
     after, image = load(folder), scenes_folder / "images/val/000000.png"
     assert before.calibration is None and after.calibration is not None
-    (scores,), ((_, found),) = (
-        f(image, [(1, 2, 9, 9)], ["a star"]) for f in (after.score, lambda *x: evidence(after, *x))
-    )
+    (scores,) = after.score(image, [(1, 2, 9, 9)], ["a star"])
+    (found,) = evidence(after, image, [(1, 2, 9, 9)], ["a star"])
     assert scores.probability == pytest.approx(after.calibration.match(found.boxes), abs=1e-6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,14 @@ def video_model(task, model) -> Model:
     network = RetrievalModel(config, len(image.tokenizer))
     network.load_state_dict(image.network.state_dict(), strict=False)
     return Model(TorchRuntime(network.eval()), image.tokenizer, settings, origin="of videos")
+
+
+@pytest.fixture
+def photos(data, tmp_path) -> Path:  # noqa: F811
+    """A folder with four images and a file that is no image."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(4):
+        shutil.copy(data / f"images/{number}.png", folder / f"{number}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder

@@ -8,7 +8,6 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from metrics.calibration import Calibration, ModelCalibration
 from run import main
@@ -23,15 +22,6 @@ BOXES = [(2, 3, 20, 30), (10, 10, 40, 12), (0, 0, SIZE, SIZE), (5, 5, 9, 9)]
 LABELS = ["red_star", "circle", "red_star", "square"]
 IMAGES = ["0.png", "0.png", "1.png", "0.png"]
 SCORES = [0.5, 0.25, 1.0, 0.75]
-
-
-@pytest.fixture
-def photos(data, tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(2):
-        shutil.copy(data / f"images/{number}.png", folder / f"{number}.png")
-    return folder
 
 
 def write_coco(folder, *, lvis=False):
@@ -214,6 +204,12 @@ def test_wrong_files_are_rejected_in_one_line(tmp_path):
         file.write_text(json.dumps([rows[0], rows[1] | change]))
         with pytest.raises(UserError, match=naming("entry 1", "is incomplete")):
             read_detections(file, annotations)
+    with pytest.raises(UserError, match=naming("missing.json", "No such file")):
+        read_detections(tmp_path / "missing.json")
+    with pytest.raises(UserError, match=naming("missing.csv", "No such file")):
+        read_detections(tmp_path / "missing.csv")
+    with pytest.raises(UserError, match=naming("missing.json", "No such file")):
+        read_detections(file, tmp_path / "missing.json")
     for content in ("[]", '{"a": 1}', "[1]", "{"):
         file.write_text(content)
         with pytest.raises(UserError, match=naming("results.json")):
@@ -224,7 +220,6 @@ def test_wrong_files_are_rejected_in_one_line(tmp_path):
 
 
 def test_models_without_a_matching_head_and_wrong_flags_are_rejected_first(run, photos, tmp_path, capsys):
-    Image.new("RGB", (8, 8)).save(photos / "2.png")
     file, annotations = write_coco(tmp_path)
     argv = ["score-boxes", str(file), "--images", str(photos), "--annotations", str(annotations)]
     for more, facts in (
@@ -234,3 +229,23 @@ def test_models_without_a_matching_head_and_wrong_flags_are_rejected_first(run, 
     ):
         assert main([*argv, *more]) == 2
         assert capsys.readouterr().err == OneLine(*facts)
+
+
+def test_nothing_is_written_if_no_image_can_be_read_or_a_label_or_a_true_box_cannot_be_used(
+    run, photos, tmp_path, capsys
+):
+    file, annotations = write_coco(tmp_path)
+    intact, empty, out = json.loads(annotations.read_text()), tmp_path / "empty", tmp_path / "out.json"
+    empty.mkdir()
+    wordless = [{"id": each["id"], "name": "?"} for each in intact["categories"]]
+    for images, changes, fact in (
+        (tmp_path / "none", {}, "--images"),
+        (empty, {}, "no image can be read"),
+        (photos, {"categories": wordless}, "contains no words"),
+        (photos, {"annotations": [{"id": 1}]}, "its true boxes cannot be used"),
+    ):
+        annotations.write_text(json.dumps(intact | changes))
+        argv = ["score-boxes", str(file), "--model", str(run("pretrain")), "--images", str(images), "--out", str(out)]
+        assert main([*argv, "--annotations", str(annotations)]) == 2
+        captured = capsys.readouterr()
+        assert fact in captured.err and "Traceback" not in captured.err and not out.exists()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 
 import pytest
 from PIL import Image
@@ -25,16 +24,6 @@ CALLS = {
     "compare": ("nlvr", ["--text", "both pictures have a red star"]),
     "explain": ("pretrain", ["--text", "a red star"]),
 }
-
-
-@pytest.fixture
-def photos(data, tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(4):
-        shutil.copy(data / f"images/{number}.png", folder / f"{number}.png")
-    (folder / "notes.txt").write_text("no image")
-    return folder
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -15,7 +15,7 @@ from utils.errors import UserError
 from x2vlm import load
 from x2vlm.boxes import region_scores
 from x2vlm.calibration import write_calibration
-from x2vlm.scoring import box_scores, evidence
+from x2vlm.scoring import evidence
 
 BOXES = [(2, 3, 20, 30), (10, 10, 40, 12), (0, 0, 64, 64)]
 PHRASES = ["a red star", "a blue circle"]
@@ -117,9 +117,9 @@ def test_a_box_can_be_compared_with_one_phrase_only(aligned, pictures):
         labels,
         strict=True,
     ):
-        picked = every[1].boxes[range(len(chosen)), chosen] if chosen else np.zeros((0, 2))
-        assert labelled[1].boxes[:, 0] == pytest.approx(picked, abs=1e-5)
-        assert labelled[1].phrases == pytest.approx(every[1].phrases, abs=1e-6)
+        picked = every.boxes[range(len(chosen)), chosen] if chosen else np.zeros((0, 2))
+        assert labelled.boxes[:, 0] == pytest.approx(picked, abs=1e-5)
+        assert labelled.present == pytest.approx(every.present, abs=1e-6)
 
 
 def test_a_calibration_gives_probabilities_and_is_saved_with_the_model(run, pictures, tmp_path):
@@ -131,10 +131,11 @@ def test_a_calibration_gives_probabilities_and_is_saved_with_the_model(run, pict
     write_calibration(tmp_path / "run", calibration, loaded.network)
     calibrated = load(load(tmp_path / "run").save(tmp_path / "saved"))
     assert calibrated.calibration == calibration
-    ((_, found),), (scores,) = (f(calibrated, pictures[0], BOXES, PHRASES) for f in (evidence, box_scores))
+    (found,) = evidence(calibrated, pictures[0], BOXES, PHRASES)
+    (scores,) = calibrated.score(pictures[0], BOXES, PHRASES)
     margins, cosines = np.moveaxis(found.boxes, 2, 0)
     assert scores.probability == pytest.approx(expit(0.5 * margins + 2 * cosines - 1), abs=1e-6)
-    assert scores.absent == pytest.approx(1 - np.interp(found.phrases[:, 0] + 0.5, [-1, 2], [0.2, 0.9]), abs=1e-6)
+    assert scores.absent == pytest.approx(1 - np.interp(found.present[:, 0] + 0.5, [-1, 2], [0.2, 0.9]), abs=1e-6)
 
 
 def test_a_calibration_of_other_weights_is_not_used_and_a_damaged_one_is_an_error(run, tmp_path, caplog):

@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.printing import counted, printed
 from x2vlm import figures
 from x2vlm.base import LoadedModel
-from x2vlm.calls import parse_box
+from x2vlm.boxes import parse_box
 from x2vlm.matching import formatted_scores, matches
 from x2vlm.scoring import formatted_lines, most_probable
 from x2vlm.search import figures as search_figures

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.broken import BrokenRecordError
+from dataset.image_ids import id_number
 from dataset.prepare.counts import Counts
 from dataset.prepare.sets.flickr30k_entities import NOT_VISUAL, chain_corners, merged, parsed_sentences
 from metrics.grounding import pixel_iou
@@ -20,6 +21,9 @@ from x2vlm.suites.refcoco import MIN_IOU, SCORE, Question, locate
 from x2vlm.suites.suite import CONDITIONS, Judged, Suite, chosen_kinds, require_files, require_images, unreadable_note
 
 LIST, IMAGES = "test.txt", "flickr30k-images"
+PARTS = {"Annotations": "xml", "Sentences": "txt"}
+"""The folders with a file for each image, and the suffix of these files."""
+
 RANKS = (1, 5, 10)
 PROTOCOLS = ("merged", "any box")
 """How a phrase with several boxes is judged: by the box around all of them, or by any one of them."""
@@ -40,22 +44,21 @@ class EntitiesSuite(Suite[tuple[list[str], list[EntityPhrase]]]):
     measures: tuple[str, ...] = tuple(f"R@{rank}" for rank in RANKS)
 
     def files(self, folder: Path, kinds: Sequence[str]) -> list[str]:
-        return [LIST]
+        return [LIST, *(f"{part}/{number}.{PARTS[part]}" for number in _ids(folder / LIST) for part in PARTS)]
 
     def read(self, folder: Path, kinds: Sequence[str]) -> tuple[list[str], list[EntityPhrase]]:
         protocols = chosen_kinds(PROTOCOLS, kinds, self)
         (listed,) = require_files(folder, [LIST], self)
-        numbers = read_text(listed).split()
-        parts = [f"{part}/{number}.{suffix}" for number in numbers for part, suffix in _PARTS.items()]
-        require_files(folder, parts, self)
+        files = require_files(folder, self.files(folder, kinds)[1:], self)
         phrases = []
-        for number in numbers:
-            image = folder / IMAGES / f"{number}.jpg"
-            annotated, sentences = (folder / part / f"{number}.{suffix}" for part, suffix in _PARTS.items())
+        for annotated, sentences in zip(files[::2], files[1::2], strict=True):
+            image, counts = folder / IMAGES / f"{annotated.stem}.jpg", Counts()
             try:
-                size, corners = chain_corners(annotated.read_bytes(), str(annotated), Counts())
+                size, corners = chain_corners(annotated.read_bytes(), str(annotated), counts)
             except BrokenRecordError as error:
                 raise UserError(str(error), where=annotated, remedy=f"see {self.published_at}") from None
+            if counts.skipped:
+                raise UserError(next(counts.lines()), where=annotated, remedy=f"see {self.published_at}")
             for chain, texts in parsed_sentences(sentences.read_bytes())[1].items():
                 if chain == NOT_VISUAL or chain not in corners:
                     continue
@@ -96,7 +99,16 @@ class EntitiesSuite(Suite[tuple[list[str], list[EntityPhrase]]]):
         return Judged(kinds, groups, {SCORE: values}, {}, examples=examples, notes=unreadable_note(located.broken))
 
 
-_PARTS = {"Annotations": "xml", "Sentences": "txt"}
+def _ids(listed: Path) -> list[str]:
+    """Returns the ids of the images in the official list.
+
+    Raises:
+        UserError: an entry is not a number.
+    """
+    numbers = read_text(listed).split()
+    if wrong := [number for number in numbers if id_number(number) is None]:
+        raise UserError(f"{wrong[0][:40]!r} is not an id of Flickr30K", where=listed, remedy="use the official file")
+    return numbers
 
 
 def _sizes(corners: np.ndarray) -> np.ndarray:
@@ -107,8 +119,8 @@ def _sizes(corners: np.ndarray) -> np.ndarray:
 def _hits(boxes: np.ndarray, true: np.ndarray) -> list[float]:
     """Returns, for each of :data:`RANKS`, whether one of the first boxes overlaps one of the true boxes."""
     first = boxes[: max(RANKS)]
-    overlaps = pixel_iou(np.repeat(first, len(true), axis=0), np.tile(true, (len(first), 1)))
-    right = np.any(overlaps.reshape(len(first), len(true)) >= MIN_IOU, axis=1, keepdims=True)
+    right = pixel_iou(np.repeat(first, len(true), axis=0), np.tile(true, (len(first), 1))) >= MIN_IOU
+    right = right.reshape(len(first), len(true))
     return [float(right[:rank].any()) for rank in RANKS]
 
 
@@ -118,5 +130,5 @@ SUITE = EntitiesSuite(
     published_at=f"github.com/BryanPlummer/flickr30k_entities ({LIST}, and annotations.zip, unpacked to Sentences and "
     f"Annotations), and the images of Flickr30K in the folder {IMAGES}",
     note="each phrase is located alone, without its caption. The first box is the box head's; the others are boxes of regions "
-    "that match the phrase. Phrases without a box are left out, as in the official protocol",
+    "that match the phrase. Phrases without a box are skipped",
 )

@@ -282,6 +282,18 @@ def test_missing_files_of_flickr30k_entities_are_named(tmp_path):
             suite_named("flickr30k-entities").read(tmp_path, ())
 
 
+def test_damaged_files_of_flickr30k_entities_are_not_skipped(tmp_path):
+    write_suite("flickr30k-entities", tmp_path)
+    annotated, intact = tmp_path / "Annotations/7.xml", (tmp_path / "Annotations/7.xml").read_text()
+    for damaged in (intact.replace("<xmin>2<", "<xmin>two<"), "<annotation>"):
+        annotated.write_text(damaged)
+        with pytest.raises(UserError, match=naming("7.xml")):
+            suite_named("flickr30k-entities").read(tmp_path, ())
+    (tmp_path / "test.txt").write_text("../7\n")
+    with pytest.raises(UserError, match=naming("'../7'", "is not an id")):
+        suite_named("flickr30k-entities").read(tmp_path, ())
+
+
 def test_a_model_fine_tuned_for_grounding_is_not_zero_shot(model, tmp_path):
     suite, content = write_suite("refcoco", tmp_path)
     with pytest.raises(UserError, match="zero-shot grounding needs a model for the task pretrain"):
