@@ -87,7 +87,7 @@ def video_model(task, model) -> Model:
 
 @pytest.fixture
 def photos(data, tmp_path) -> Path:  # noqa: F811
-    """A folder with four images and a file that is no image."""
+    """A folder with four images and a text file."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(4):
