@@ -88,7 +88,7 @@ def read_states(folder: Path, parameters: Mapping[str, nn.Parameter]) -> dict[st
         reason = reason_of(cause_of(error))
     if reason := next(filter(None, distributed.gather_objects(reason)), ""):
         raise UserError(f"cannot be read ({reason})", where=folder, remedy=REMEDY)
-    distributed.send_from_rank_0(state for state in states.values() if not isinstance(state, DTensor))
+    distributed.send_from(0, (state for state in states.values() if not isinstance(state, DTensor)))
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for full_name, tensor in states.items():
         name, _, key = full_name.rpartition("/")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from optim.config import MuonConfig
+from utils import distributed
 
 _IN_A_BLOCK = re.compile(r"\.\d+\.")
 
@@ -62,26 +64,52 @@ class MuonAndAdamW(torch.optim.Optimizer):
             self.adamw.step()
         if self.muon is not None:
             self.muon.state = self.state
-            for group in self._groups(muon=True):
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._update_matrix(self.muon, group, parameter)
+            self._update_matrices(self.muon)
 
     def _groups(self, *, muon: bool) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["muon"] == muon]
 
-    def _update_matrix(self, muon: torch.optim.Muon, group: dict[str, Any], matrix: Tensor) -> None:
-        """Updates one matrix, or restores it after the update if the step must change nothing, because torch's Muon does not know
-        ``found_inf``. The device decides this, so that the host does not wait for it."""
-        muon.param_groups = [{**group, "params": [matrix]}]
+    def _update_matrices(self, muon: torch.optim.Muon) -> None:
+        """Orthogonalises each matrix on one rank, and sends it to the others. All ranks have the same gradients, and update the
+        averages of all gradients."""
+        updated = [
+            (group, matrix)
+            for group in self._groups(muon=True)
+            for matrix in group["params"]
+            if matrix.grad is not None
+        ]
+        owners = _owners([matrix for _, matrix in updated], distributed.world_size())
+        for (group, matrix), owner in zip(updated, owners, strict=True):
+            state = self.state[matrix]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(matrix)
+            with self._unless_skipped(matrix, state["momentum_buffer"]):
+                if owner == distributed.rank():
+                    muon.param_groups = [{**group, "params": [matrix]}]
+                    muon.step()
+                else:
+                    state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
+        for (_, matrix), owner in zip(updated, owners, strict=True):
+            distributed.send_from(owner, [matrix])
+
+    @contextmanager
+    def _unless_skipped(self, *tensors: Tensor) -> Iterator[None]:
+        """Context for changing tensors. Afterwards, they are restored if the step must change nothing, because torch's Muon does
+        not know ``found_inf``. The device decides this, so that the host does not wait for it."""
         if self.found_inf is None:
-            muon.step()
+            yield
             return
-        state = self.state[matrix]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(matrix)
-        changing = (matrix, state["momentum_buffer"])
-        before = [tensor.clone() for tensor in changing]
-        muon.step()
-        for tensor, kept in zip(changing, before, strict=True):
+        before = [tensor.clone() for tensor in tensors]
+        yield
+        for tensor, kept in zip(tensors, before, strict=True):
             tensor.copy_(torch.where(self.found_inf > 0, kept, tensor))
+
+
+def _owners(matrices: Sequence[Tensor], ranks: int) -> list[int]:
+    """Returns the rank that orthogonalises each matrix. All ranks have about the same number of multiplications."""
+    costs = [matrix.numel() * min(matrix.shape) for matrix in matrices]
+    owners, loads = [0] * len(matrices), [0] * ranks
+    for index in sorted(range(len(matrices)), key=lambda index: -costs[index]):
+        owners[index] = loads.index(min(loads))
+        loads[owners[index]] += costs[index]
+    return owners

@@ -146,11 +146,12 @@ def move_from_rank_0(module: nn.Module, device: torch.device) -> None:
             raise RuntimeError(f"{name} cannot be received from rank 0; does the model keep a view of it?") from error
 
 
-def send_from_rank_0(tensors: Iterable[Tensor]) -> None:
-    """Copies the contents of tensors on rank 0 into the tensors of the other ranks, which have the same shapes."""
+@torch.no_grad()
+def send_from(sender: int, tensors: Iterable[Tensor]) -> None:
+    """Copies the contents of tensors on one rank into the tensors of the other ranks, which have the same shapes and types."""
     if is_distributed():
         for tensor in tensors:
-            dist.broadcast(tensor, 0)
+            dist.broadcast(tensor, sender)
 
 
 def received_from_rank_0(tensors: Mapping[str, Tensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
@@ -158,7 +159,7 @@ def received_from_rank_0(tensors: Mapping[str, Tensor], device: torch.device) ->
     (kinds, *_) = gather_objects({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
     for name, (shape, dtype) in kinds.items():
         tensor = tensors[name].to(device) if rank() == 0 else torch.empty(shape, dtype=dtype, device=device)
-        send_from_rank_0([tensor])
+        send_from(0, [tensor])
         yield name, tensor
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
@@ -30,13 +30,26 @@ def single_records(
 ) -> Iterator[dict[str, Any]]:
     """Draws each cut-out in the middle of a white or dark grey square, and yields its record. A held-out record has only one
     text, the name."""
-    for number, cutout in enumerate(members):
+
+    def draw(number: int, cutout: Cutout) -> dict[str, Any]:
         image = f"images/{split}/{source}/{number:04d}.jpg"
         draw_single(out / image, cutout, side)
-        bar.update()
         texts = texts_of(cutout) if split == "train" else [cutout.captions["en"]]
         caption = texts[0] if len(texts) == 1 else texts
-        yield {"id": f"{source}/{cutout.name}", "image": image, "caption": caption, "source": source}
+        return {"id": f"{source}/{cutout.name}", "image": image, "caption": caption, "source": source}
+
+    return _drawn(draw, enumerate(members), bar)
+
+
+def _drawn(
+    draw: Callable[..., dict[str, Any]], arguments: Iterable[tuple[Any, ...]], bar: tqdm[Any]
+) -> Iterator[dict[str, Any]]:
+    """Yields the records that ``draw`` returns for each of its arguments, in order."""
+    # Threads suffice, because Pillow decodes, resizes and encodes outside the global interpreter lock.
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for record in pool.map(lambda given: draw(*given), arguments):
+            yield record
+            bar.update()
 
 
 def name_of(record: Mapping[str, Any]) -> str:
@@ -69,11 +82,7 @@ def composite_records(
         name = f"{split}/composites/{number:05d}"
         return draw_composite(out, name, rng, members, side, text_of=itemgetter("en"), source="composites")
 
-    # Threads suffice, because Pillow decodes, resizes and encodes outside the global interpreter lock.
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for record in pool.map(draw, range(count)):
-            yield record
-            bar.update()
+    return _drawn(draw, ((number,) for number in range(count)), bar)
 
 
 def balanced(sources: Mapping[str, Sequence[Cutout]]) -> list[Cutout]:
