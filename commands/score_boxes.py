@@ -59,7 +59,7 @@ def score_boxes(
     from x2vlm.detections import read_detections, score_again
 
     found = read_detections(detections, annotations)
-    before = None if found.measure is None else found.measure([detection.score for detection in found.boxes])
+    before = None if found.truth is None else found.truth.precisions([detection.score for detection in found.boxes])
     loaded = running.load(model)
     loaded.require("score")
     if loaded.calibration is None:
@@ -69,15 +69,16 @@ def score_boxes(
     count = len({detection.image for detection in found.boxes})
     with progress_bar(total=count, desc="scoring", unit="image", leave=False) as bar:
         partial = out.with_name(f"{out.name}.partial.jsonl")
-        scores, broken = score_again(
-            loaded, found, images, partial, combine=combine, none=none, template=template, progress=bar.update
-        )
+        rescored = score_again(loaded, found, images, partial, template=template, progress=bar.update)
+    scores = rescored.scores(found, combine, none)
     found.write(out, scores)
-    if found.measure is not None and before is not None:
-        after = found.measure(scores)
+    if found.truth is not None and before is not None:
+        after = found.truth.precisions(scores)
         sys.stdout.write(f"{'average precision, %':20}{'before':>8}{'after':>8}\n")
         for name, value in after.items():
-            sys.stdout.write(f"{name:20}{100 * before[name]:8.1f}{100 * value:8.1f}\n")
+            sys.stdout.write(
+                f"{name:20}{100 * before[name]:8.1f}{100 * value:8.1f}\n"
+            )  # NaN: there are no such objects
     boxes, of_images = counted(len(scores), "box", "boxes"), counted(count, "image", "images")
     sys.stdout.write(f"{out}: {boxes} in {of_images}\n")
-    return report_broken(broken, count)
+    return report_broken(rescored.broken, count)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 from dataset.broken import BrokenRecordError
-from metrics.detection import average_precisions
+from metrics.detection import average_precisions, is_lvis, standard_errors
 from utils.errors import UserError, reason_of
 from utils.files import read_json, read_text, replacing, write_text
 from utils.suffixes import IMAGE_SUFFIXES
@@ -55,13 +57,49 @@ class Detections:
         boxes: the detections.
         unit: unit of the boxes.
         write: function that writes a file of the same form with other scores, one for each detection, and nothing else changed.
-        measure: function that returns the average precisions with the given scores; None if the true boxes are not known.
+        truth: the true boxes, if they are known.
     """
 
     boxes: Sequence[Detection]
     unit: Unit
     write: Callable[[Path, Sequence[float]], None]
-    measure: Callable[[Sequence[float]], dict[str, float]] | None = None
+    truth: TrueBoxes | None = None
+
+
+@dataclass(frozen=True)
+class TrueBoxes:
+    """The true boxes in an annotation file of COCO or LVIS, for a list of results.
+
+    Attributes:
+        file: the annotation file.
+        annotations: its content.
+        results: the results in the same form.
+    """
+
+    file: Path
+    annotations: Mapping[str, Any]
+    results: Sequence[Mapping[str, Any]]
+
+    def precisions(self, scores: Sequence[float]) -> dict[str, float]:
+        """Returns the average precisions of the results with these scores (:func:`~metrics.detection.average_precisions`).
+
+        Raises:
+            UserError: the true boxes are malformed.
+        """
+        return self._measured(average_precisions, scores)
+
+    def errors(self, scores: Sequence[float]) -> dict[str, float]:
+        """Returns the standard errors of these precisions (:func:`~metrics.detection.standard_errors`)."""
+        return self._measured(standard_errors, scores)
+
+    def _measured(self, measure: Callable[..., dict[str, float]], scores: Sequence[float]) -> dict[str, float]:
+        scored = [{**row, "score": score} for row, score in zip(self.results, scores, strict=True)]
+        try:
+            return measure(self.annotations, scored)
+        except (KeyError, TypeError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"its true boxes cannot be used: {error!r}", where=self.file, remedy="pass the official file"
+            ) from None
 
 
 def read_detections(file: Path, annotations: Path | None = None) -> Detections:
@@ -108,9 +146,11 @@ def _of_coco(rows: list[dict[str, Any]], file: Path, annotations: Path | None) -
         )
     listed = _read(annotations)
     try:
-        # LVIS has no file names, but the URLs of COCO's images, which end with the folder and the name.
+        # LVIS has the URLs of COCO's images, which end with the folder and the name.
+        lvis = is_lvis(listed)
         images = {
-            each["id"]: each.get("file_name") or "/".join(each["coco_url"].split("/")[-2:]) for each in listed["images"]
+            each["id"]: "/".join(each["coco_url"].split("/")[-2:]) if lvis and "coco_url" in each else each["file_name"]
+            for each in listed["images"]
         }
         names = {each["id"]: str(each["name"]) for each in listed["categories"]}
     except (TypeError, KeyError, AttributeError):
@@ -123,19 +163,8 @@ def _of_coco(rows: list[dict[str, Any]], file: Path, annotations: Path | None) -
             images[row["image_id"]], _box(row["bbox"]), names[row["category_id"]], float(row.get("score", 1))
         )
 
-    def measure(scores: Sequence[float]) -> dict[str, float]:
-        scored = [row | {"score": score} for row, score in zip(rows, scores, strict=True)]
-        try:
-            return average_precisions(listed, scored)
-        except (KeyError, TypeError, ValueError, AssertionError) as error:
-            raise UserError(
-                f"its true boxes cannot be used: {error!r}", where=annotations, remedy="pass the official file"
-            ) from None
-
-    boxes = _parsed(rows, file, detection)
-    return Detections(
-        boxes, "pixels", _with_key(rows, "score", _write_json), measure if listed.get("annotations") else None
-    )
+    truth = TrueBoxes(annotations, listed, rows) if listed.get("annotations") else None
+    return Detections(_parsed(rows, file, detection), "pixels", _with_key(rows, "score", _write_json), truth)
 
 
 def _of_supervision(
@@ -223,11 +252,30 @@ def phrase_of(label: str, template: str = "{}") -> str:
 
 
 class Rescored(NamedTuple):
-    """The scores of detections, in their order, and the images that could not be read. Detections in these images and boxes
-    outside their image keep the detector's score."""
+    """What a model thinks of N detections.
 
-    scores: list[float]
+    Attributes:
+        match: (N,) the probability that the label describes the box; NaN if the image cannot be read or the box is outside it.
+        present: (N,) the probability that the image shows what the label describes at all; NaN likewise.
+        broken: the reasons why images cannot be read.
+    """
+
+    match: np.ndarray
+    present: np.ndarray
     broken: list[str]
+
+    def scores(self, detections: Detections, combine: Combine = "replace", none: bool = False) -> list[float]:
+        """Returns the new score of each detection. A detection that could not be scored keeps the detector's score.
+
+        Args:
+            detections: the detections.
+            combine: "replace" the detector's score with the probability that the label describes the box, or "multiply" both.
+            none: whether to multiply by the probability that the image shows what the label describes, too.
+        """
+        before = np.array([detection.score for detection in detections.boxes])
+        new = self.match * (self.present if none else 1) * (before if combine == "multiply" else 1)
+        kept: list[float] = np.where(np.isnan(new), before, new).tolist()
+        return kept
 
 
 def score_again(
@@ -236,8 +284,6 @@ def score_again(
     images: Path,
     partial: Path,
     *,
-    combine: Combine = "replace",
-    none: bool = False,
     template: str = "{}",
     progress: Callable[[int], object] = lambda count: None,
 ) -> Rescored:
@@ -248,8 +294,6 @@ def score_again(
         detections: the detections.
         images: folder of the images.
         partial: file for the scores of finished images, from which an interrupted run continues; removed at the end.
-        combine: "replace" the detector's score with the probability that the label describes the box, or "multiply" both.
-        none: whether to multiply by the probability that the image shows what the label describes, too.
         template: see :func:`phrase_of`.
         progress: function that is called with the number of images that have been finished.
 
@@ -261,18 +305,17 @@ def score_again(
     groups: dict[str, list[int]] = {}
     for number, detection in enumerate(detections.boxes):
         groups.setdefault(detection.image, []).append(number)
-    work = (model.origin, images, combine, none, template, model.calibration, *detections.boxes)
+    work = (model.origin, images, template, model.calibration, *detections.boxes)
     digest = hashlib.sha256("\n".join(map(str, work)).encode("utf-8", "surrogatepass")).hexdigest()
-    scores = [detection.score for detection in detections.boxes]
+    found = np.full((len(detections.boxes), 2), np.nan)
     done = _read_partial(partial, digest)
-    for image in done:
-        for number, score in zip(groups[image], done[image], strict=True):
-            scores[number] = score
+    for image, finished_scores in done.items():
+        found[groups[image]] = finished_scores
     progress(len(done))
     broken: list[str] = []
     remaining = [image for image in groups if image not in done]
     with partial.open("w", encoding="utf-8") as log:
-        finished = ({"image": image, "scores": of_image} for image, of_image in done.items())
+        finished = ({"image": image, "scores": scores} for image, scores in done.items())
         log.writelines(json.dumps(line) + "\n" for line in ({"work": digest}, *finished))
         for start in range(0, len(remaining), model.batch_size):
             batch: list[tuple[str, View]] = []
@@ -281,11 +324,9 @@ def score_again(
                     batch.append((image, model.read(_file_of(images, image))))
                 except (UserError, BrokenRecordError) as error:
                     broken.append(str(error))
-            for image, numbers, found in _scored(model, batch, groups, detections, template):
-                for number, (match, present) in zip(numbers, found, strict=True):
-                    score = match * (present if none else 1)
-                    scores[number] = score * scores[number] if combine == "multiply" else score
-                log.write(json.dumps({"image": image, "scores": [scores[number] for number in groups[image]]}) + "\n")
+            for image, numbers, scores in _scored(model, batch, groups, detections, template):
+                found[numbers] = scores
+                log.write(json.dumps({"image": image, "scores": found[groups[image]].tolist()}) + "\n")
             log.flush()
             progress(min(model.batch_size, len(remaining) - start))
     partial.unlink()
@@ -293,7 +334,7 @@ def score_again(
         raise UserError(
             f"no image can be read, for example {broken[0]}", where=images, remedy="pass the folder of the images"
         )
-    return Rescored(scores, broken)
+    return Rescored(found[:, 0], found[:, 1], broken)
 
 
 def _scored(
@@ -302,9 +343,9 @@ def _scored(
     groups: Mapping[str, Sequence[int]],
     detections: Detections,
     template: str,
-) -> Iterator[tuple[str, list[int], list[tuple[float, float]]]]:
-    """Yields each image, the numbers of its detections that have an area in the image, and for each of these the probabilities
-    that the label describes the box, and that the image shows what it describes."""
+) -> Iterator[tuple[str, list[int], np.ndarray]]:
+    """Yields each image, the numbers of its n detections that have an area in the image, and (n, 2) the probabilities that the
+    label describes the box, and that the image shows what it describes."""
     found, unit = detections.boxes, detections.unit
     inside, phrases, labels = [], [], []
     for image, view in batch:
@@ -317,15 +358,14 @@ def _scored(
     evidences = evidence(model, [view for _, view in batch], boxes, phrases, unit, labels) if batch else []
     for (image, _), numbers, chosen, each in zip(batch, inside, labels, evidences, strict=True):
         scores = BoxScores.of(each, model.calibration)
-        present = 1 - scores.absent[chosen]
-        yield image, numbers, list(zip(scores.fit[:, 0].tolist(), present.tolist(), strict=True))
+        yield image, numbers, np.stack([scores.fit[:, 0], 1 - scores.absent[chosen]], axis=1)
 
 
-def _read_partial(partial: Path, digest: str) -> dict[str, list[float]]:
+def _read_partial(partial: Path, digest: str) -> dict[str, list[list[float]]]:
     """Returns the scores of finished images in a partial file of the same work; the last line may be cut off."""
     if not partial.is_file():
         return {}
-    done: dict[str, list[float]] = {}
+    done: dict[str, list[list[float]]] = {}
     for number, line in enumerate(read_text(partial).splitlines()):
         try:
             entry = json.loads(line)

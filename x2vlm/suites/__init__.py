@@ -26,6 +26,9 @@ SUITES = {
     "refcoco": "x2vlm.suites.refcoco:REFCOCO",
     "refcoco+": "x2vlm.suites.refcoco:REFCOCO_PLUS",
     "refcocog": "x2vlm.suites.refcoco:REFCOCOG",
+    "coco-boxes": "x2vlm.suites.detection:COCO",
+    "lvis-boxes": "x2vlm.suites.detection:LVIS",
+    "odinw": "x2vlm.suites.detection:ODINW",
     "flickr30k-entities": "x2vlm.suites.entities:SUITE",
 }
 

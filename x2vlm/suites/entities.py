@@ -18,7 +18,16 @@ from utils.errors import UserError
 from utils.files import read_text
 from x2vlm.base import LoadedModel
 from x2vlm.suites.refcoco import MIN_IOU, SCORE, Question, locate
-from x2vlm.suites.suite import CONDITIONS, Judged, Suite, chosen_kinds, require_files, require_images, unreadable_note
+from x2vlm.suites.suite import (
+    CONDITIONS,
+    Judged,
+    Published,
+    Suite,
+    chosen_kinds,
+    require_files,
+    require_images,
+    unreadable_note,
+)
 
 LIST, IMAGES = "test.txt", "flickr30k-images"
 PARTS = {"Annotations": "xml", "Sentences": "txt"}
@@ -124,11 +133,30 @@ def _hits(boxes: np.ndarray, true: np.ndarray) -> list[float]:
     return [float(right[:rank].any()) for rank in RANKS]
 
 
+PUBLISHED = {
+    "MDETR-R101": {"any box": (83.4, 93.5, 95.3), "merged": (83.8, 92.7, 94.4)},
+    "MDETR-ENB5": {"any box": (84.3, 93.9, 95.8)},
+}
+"""Results on the test split of models that were trained on Flickr30K Entities, by protocol, in the order of :data:`RANKS`."""
+
 SUITE = EntitiesSuite(
     title="Flickr30K Entities",
     paper="Plummer et al., ICCV 2015 (arXiv:1505.04870)",
     published_at=f"github.com/BryanPlummer/flickr30k_entities ({LIST}, and annotations.zip, unpacked to Sentences and "
     f"Annotations), and the images of Flickr30K in the folder {IMAGES}",
+    published=tuple(
+        Published(
+            model,
+            {
+                f"{protocol}: R@{rank}": value
+                for protocol, values in by_protocol.items()
+                for rank, value in zip(RANKS, values, strict=True)
+            },
+            ".github/flickr.md of github.com/ashkamath/mdetr",
+        )
+        for model, by_protocol in PUBLISHED.items()
+    ),
     note="each phrase is located alone, without its caption. The first box is the box head's; the others are boxes of regions "
-    "that match the phrase. Phrases without a box are skipped",
+    "that match the phrase. Phrases without a box are skipped. The published models were "
+    "trained on Flickr30K Entities, and read the whole caption",
 )

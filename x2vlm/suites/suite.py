@@ -81,16 +81,16 @@ class Judged:
 
 @dataclass(frozen=True)
 class Result:
-    """One result of a suite: its value in 0..1, the number of examples, the 95% interval, the values of the baselines, and the
-    chance level."""
+    """One result of a suite: its value in 0..1, the number of examples, the 95% interval, the values of the baselines, if the
+    suite has them, and the chance level."""
 
     row: str
     measure: str
     count: int
     value: float
     interval: tuple[float, float] | None
-    text_only: float
-    image_only: float
+    text_only: float | None
+    image_only: float | None
     chance: float | None
 
     @property
@@ -390,7 +390,8 @@ def table(suite: Suite[Any], results: Mapping[str, Sequence[Result]], judged: Ju
     all_results = [result for each in results.values() for result in each]
     width = max(len(result.name) for result in all_results)
     has_chance = any(result.chance is not None for result in all_results)
-    titles = ["     N", "measured", "95% interval ", "text only", "image only"]
+    has_baselines = any(result.text_only is not None for result in all_results)
+    titles = ["     N", "measured", "95% interval ", *["text only", "image only"] * has_baselines]
     titles += ["chance"] * has_chance + ["best published"] * bool(suite.published)
     for score, each in results.items():
         lines += ["", f"{score} ({SCORES[score]})" if score in SCORES else score, "  ".join([" " * width, *titles])]
@@ -400,9 +401,9 @@ def table(suite: Suite[Any], results: Mapping[str, Sequence[Result]], judged: Ju
                 f"{result.count:6}",
                 f"{100 * result.value:8.1f}",
                 f"{ends:14}",
-                f"{100 * result.text_only:9.1f}",
-                f"{100 * result.image_only:10.1f}",
             ]
+            if result.text_only is not None and result.image_only is not None:
+                cells += [f"{100 * result.text_only:9.1f}", f"{100 * result.image_only:10.1f}"]
             if has_chance:
                 cells.append(" " * 6 if result.chance is None else f"{100 * result.chance:6.1f}")
             models = [

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from utils.files import write_text
-from x2vlm.suites import sugarcrepe, valse
+from x2vlm.suites import detection, sugarcrepe, valse
 
 
 def picture(path: Path, seed: int = 0) -> None:
@@ -135,6 +135,33 @@ def entities_in(folder: Path) -> None:
     write_text(folder / "test.txt", "7\n")
 
 
+def detected_in(folder: Path, annotations: str, images: str, detections: str, *, lvis: bool = False) -> None:
+    """Two images with a box each, one of which the detector finds with the right label."""
+    listed, found = [], []
+    for number in (1, 2):
+        picture(folder / images / f"val2017/{number}.jpg" if lvis else folder / images / f"{number}.jpg", seed=number)
+        url = f"http://images.cocodataset.org/val2017/{number}.jpg"
+        listed.append(
+            {"id": number, "width": 32, "height": 24, **({"coco_url": url} if lvis else {"file_name": f"{number}.jpg"})}
+        )
+        found.append({"image_id": number, "category_id": number, "bbox": [2, 3, 20, 15], "score": number / 2})
+    checked = {"neg_category_ids": [1, 2], "not_exhaustive_category_ids": []} if lvis else {}
+    true = [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": [2, 3, 20, 15], "area": 300, "iscrowd": 0} for n in (1, 2)
+    ]
+    frequency = {"frequency": "r"} if lvis else {}
+    names = [{"id": number, "name": name, **frequency} for number, name in ((1, "red_star"), (2, "heart"))]
+    content = {"images": [image | checked for image in listed], "annotations": true, "categories": names}
+    for name, value in ((annotations, content), (detections, found)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / name, value)
+
+
+def odinw_in(folder: Path) -> None:
+    for part in ("Aquarium/test", "Raccoon/test"):
+        detected_in(folder, f"{part}/annotations_without_background.json", part, f"{part}/detections.json")
+
+
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 CASES: dict[str, tuple[Callable[[Path], None], int]] = {
@@ -154,6 +181,9 @@ FOLDERS = CASES | {
     "classification": (classes_in, 4),
     "refcoco": (partial(refcoco_in, splits=("val", "testA", "testB"), refs="refs(unc).p"), 3),
     "refcoco+": (partial(refcoco_in, splits=("val", "testA", "testB"), refs="refs(unc).p"), 3),
+    "coco-boxes": (partial(detected_in, **detection.COCO.sets["val2017"]._asdict()), 2),
+    "lvis-boxes": (partial(detected_in, **detection.LVIS.sets["val"]._asdict(), lvis=True), 2),
+    "odinw": (odinw_in, 4),
     "flickr30k-entities": (entities_in, 4),
     "refcocog": (partial(refcoco_in, splits=("val", "test"), refs="refs(umd).p"), 2),
 }
