@@ -20,13 +20,16 @@ from tests.conftest import tiny_run
 pytestmark = pytest.mark.night
 
 ROOT = Path(__file__).parent.parent
+SOURCES = [
+    *INSIDE, "x2vlm", "configs", "run.py", "setup.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
     """The wheel, built from a copy of the sources, because building leaves a folder behind."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for path in [*INSIDE, "x2vlm", "configs", "run.py", "setup.py", "pyproject.toml", "requirements.txt", "LICENSE"]:
+    for path in SOURCES:
         (source / path).symlink_to(ROOT / path)
     build = [
         sys.executable,
@@ -54,7 +57,7 @@ def editable(tmp_path) -> Callable[[Path], subprocess.CompletedProcess[str]]:
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
     (site / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
     source.mkdir()
-    for path in [*INSIDE, "x2vlm", "configs", "run.py", "setup.py", "pyproject.toml", "requirements.txt", "LICENSE"]:
+    for path in SOURCES:
         (source / path).symlink_to(ROOT / path)
     into = [sys.executable, "-m", "pip", "--python", folder / "bin/python"]
     flags = ["-q", "--no-deps", "--no-index", "--no-build-isolation"]

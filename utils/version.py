@@ -1,3 +1,3 @@
-"""The version of this project, as in pyproject.toml."""
+"""The version of this project, which pyproject.toml and the site read."""
 
 VERSION = "0.1.0"
