@@ -6,6 +6,7 @@ from __future__ import annotations
 import colorsys
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -13,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import find_objects
 
 from dataset.media.encoded import FORMATS
 from demo.real.concepts import Concept, concept_of
@@ -90,7 +92,7 @@ def read_maps(share: Path) -> tuple[list[Map], Counter[str]]:
             skipped["unreadable map"] += 1
             continue
         divisions = [found for found in described.iter("division") if found.findtext("ignore") != "yes"]
-        kept = [division for found in divisions if (division := _division(found, pixels)) is not None]
+        kept = _large_divisions(divisions, pixels)
         skipped["small division"] += len(divisions) - len(kept)
         if kept:
             kind = described.findtext("divisionsName") or ""
@@ -106,17 +108,33 @@ def place_of(name: str) -> str:
     return " ".join(bare.replace("-", " ").split())
 
 
-def _division(found: ElementTree.Element, pixels: NDArray[np.uint8]) -> Division | None:
-    """Returns a division with the box of the pixels of its colour, or None if it has too few pixels or no name."""
-    name = " ".join((found.findtext("name") or "").split())
-    rgb = [int(found.findtext(f"color/{channel}") or 0) for channel in ("red", "green", "blue")]
-    mask = (pixels == np.array(rgb, dtype=np.uint8)).all(axis=2)
-    if not concept_of(name) or mask.sum() < MIN_PIXELS:
-        return None
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    y, x = int(rows[0]), int(columns[0])
-    box = (x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1)
-    return Division(name, box, colour_name(*rgb))
+def _large_divisions(elements: Sequence[ElementTree.Element], pixels: NDArray[np.uint8]) -> list[Division]:
+    """Returns the divisions that have a name and at least MIN_PIXELS pixels of their colour, with the box of these pixels.
+
+    Args:
+        elements: the divisions in the description of the map.
+        pixels: (height, width, 3), red, green and blue.
+    """
+    colours = [
+        tuple(int(element.findtext(f"color/{name}") or 0) for name in ("red", "green", "blue")) for element in elements
+    ]
+    packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    # Labels count from 1, because find_objects ignores 0, which stands for all other colours.
+    labels = {colour: label for label, colour in enumerate(dict.fromkeys(colours), 1)}
+    label_of = np.zeros(1 << 24, dtype=np.int32)
+    for (red, green, blue), label in labels.items():
+        label_of[red << 16 | green << 8 | blue] = label
+    labelled = label_of[packed]
+    counts = np.bincount(labelled.ravel(), minlength=len(labels) + 1)
+    slices = find_objects(labelled, max_label=len(labels))
+    kept: list[Division] = []
+    for element, colour in zip(elements, colours, strict=True):
+        name, label = " ".join((element.findtext("name") or "").split()), labels[colour]
+        if concept_of(name) and counts[label] >= MIN_PIXELS:
+            rows, columns = slices[label - 1]
+            box = (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+            kept.append(Division(name, box, colour_name(*colour)))
+    return kept
 
 
 def colour_name(red: int, green: int, blue: int) -> str:
