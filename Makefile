@@ -26,7 +26,7 @@ help:
 	@echo "make demo               set up, draw scenes, and pre-train a tiny model from scratch, in ten minutes"
 	@echo "make demo QUICK=1       the same in two minutes, just to see that the model learns"
 	@echo "make demo TASK=vqa      fine-tune the demo model: retrieval, nlvr, grounding, vqa or captioning (SEED=1: another seed)"
-	@echo "make real               train a small model on real pictures, in about three quarters of an hour (docs/real_model.md)"
+	@echo "make real               train a small model on real pictures, in 25 to 50 minutes (docs/real_model.md)"
 	@echo "make gpu                run tests and measurements on a GPU in forty minutes, and write a receipt (STEP=name: only one step;"
 	@echo "                        CPU=1: try all steps on the CPU)"
 	@echo "make setup              only create .venv with the packages; make setup-dev adds the packages for tests and checks"

@@ -10,6 +10,6 @@ COPY requirements.txt .
 RUN python -m pip install --no-cache-dir -r requirements.txt
 COPY . .
 RUN python -m pip install --no-cache-dir --no-deps --editable . \
-    && useradd --create-home user && mkdir -p data runs && chown user data runs
-USER user
+    && useradd --create-home --uid 1000 user && mkdir -p data runs && chown user data runs
+USER 1000
 ENTRYPOINT ["python", "run.py"]
