@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -76,9 +77,8 @@ def score_boxes(
         after = found.truth.precisions(scores)
         sys.stdout.write(f"{'average precision, %':20}{'before':>8}{'after':>8}\n")
         for name, value in after.items():
-            sys.stdout.write(
-                f"{name:20}{100 * before[name]:8.1f}{100 * value:8.1f}\n"
-            )  # NaN: there are no such objects
+            if not math.isnan(value):  # NaN: there are no such objects
+                sys.stdout.write(f"{name:20}{100 * before[name]:8.1f}{100 * value:8.1f}\n")
     boxes, of_images = counted(len(scores), "box", "boxes"), counted(count, "image", "images")
     sys.stdout.write(f"{out}: {boxes} in {of_images}\n")
     return report_broken(rescored.broken, count)

@@ -72,6 +72,7 @@ class LoadedModel:
         videos = None if vision.video is None else FrameSampler(vision.video.frames, data.video, data.max_pixels)
         self.read = Reader(vision.image_size, data.max_pixels, videos)
         self.text = PlainTextProcessor(tokenizer, data.text)
+        self._reported: set[str] = set()
 
     def __repr__(self) -> str:
         parameters = self.runtime.parameters / 1e6
@@ -156,21 +157,27 @@ class LoadedModel:
         return stack_views([view.pixels for view in views], size).to(self.runtime.device)
 
     def tokens(self, texts: Sequence[str], *, questions: bool = False) -> Text:
-        """Returns the token ids of texts, cleaned as in training. Truncated texts and unknown words are logged.
+        """Returns the token ids of texts, cleaned as in training. Truncated texts and unknown words are logged, each once.
 
         Raises:
             UserError: a text is empty after cleaning.
         """
         cleaned = [self.cleaned(text, question=questions) for text in texts]
         pieces, limit = [self.text.pieces(text)[0] for text in cleaned], self.text.limits.max_tokens
-        if long := [text for text, ids in zip(cleaned, pieces, strict=True) if len(ids) > limit - 2]:
+        if long := self._new([text for text, ids in zip(cleaned, pieces, strict=True) if len(ids) > limit - 2]):
             texts_are = counted(len(long), "text is", "texts are")
             logger.warning("%s truncated to %d tokens, for example %.60r", texts_are, limit, long[0])
         affected = [text for text, ids in zip(cleaned, pieces, strict=True) if self.text.unk_id in ids]
-        if unknown := [word for text in affected for word in self.text.unknown(text)]:
+        if unknown := self._new([word for text in affected for word in self.text.unknown(text)]):
             words_are = counted(len(unknown), "word is", "words are")
             logger.warning("%s unknown to the tokenizer, for example %.60r", words_are, unknown[0])
         return to_device(self.text.encode_plain(cleaned), self.runtime.device)
+
+    def _new(self, texts: Sequence[str]) -> list[str]:
+        """Returns the texts that have not been reported before, and marks them as reported."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._reported]
+        self._reported.update(new)
+        return new
 
     def encoded(self, texts: Sequence[str]) -> PackedTexts:
         """Returns the states of the text encoder."""
