@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -23,11 +24,12 @@ KINDS = {"fixed": "64", "native": "{max_patches: 64, patch_size: 8}"}
 """Values of ``model.vision.image_size``, by kind."""
 
 
-def steps_of(kind: str, records: Path, count: int) -> Callable[[], None]:
+def steps_of(kind: str, stem: str, records: Path, count: int) -> Callable[[], None]:
     """Returns a function that runs ``count`` training steps, always on the same batches of records."""
     tokenizer_folder = records.parent / "tokenizer"
     files = [f"data.{stream}.files=[{records}]" for stream in ("images", "regions")]
-    sets = [f"model.vision.image_size={KINDS[kind]}", f"model.text.encoder={tokenizer_folder}", *files]
+    vision = [f"model.vision.image_size={KINDS[kind]}", f"model.vision.stem={stem}"]
+    sets = [*vision, f"model.text.encoder={tokenizer_folder}", *files]
     config = config_for(CONFIG, sets)
     torch.manual_seed(0)
     tokenizer = load_tokenizer(str(tokenizer_folder))
@@ -45,7 +47,13 @@ def steps_of(kind: str, records: Path, count: int) -> Callable[[], None]:
     return run
 
 
-def main(*, flags: Rounds = Rounds(), records: Path = Path("data/scenes_aspect/train.jsonl"), steps: int = 5) -> int:
+def main(
+    *,
+    flags: Rounds = Rounds(),
+    records: Path = Path("data/scenes_aspect/train.jsonl"),
+    steps: int = 5,
+    stem: Literal["linear", "convolutions"] = "linear",
+) -> int:
     """Speed of a training step whose images keep their aspect ratio.
 
     The model of the demo takes steps on the same records, with its losses, AdamW and float32: once with images of 64 x 64
@@ -55,11 +63,12 @@ def main(*, flags: Rounds = Rounds(), records: Path = Path("data/scenes_aspect/t
     Args:
         records: records of scenes of several shapes (``python -m demo.scenes --out data/scenes_aspect --aspect 4``).
         steps: number of steps of a measurement.
+        stem: how patches are embedded: linearly, as in the paper, or with the demo's convolutions.
 
     Examples:
         python -m benchmarks.native_step
     """
-    measured = {kind: partial(seconds_of, steps_of(kind, records, steps)) for kind in KINDS}
+    measured = {kind: partial(seconds_of, steps_of(kind, stem, records, steps)) for kind in KINDS}
     compared = flags.compare(measured)
     print_line(f"{steps} steps, {torch.get_num_threads()} threads")
     return flags.conclude(compared.ratio, compared.rounds)

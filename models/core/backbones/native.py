@@ -1,6 +1,7 @@
 """Runs timm's ViTs on images that keep their aspect ratio.
 
-Patches are embedded for all images with the same grid at once. Then all images pass through the blocks together, padded to the
+Patches are embedded for all images at once if the embedding is linear, and otherwise for all images with the same grid. Then all
+images pass through the blocks together, padded to the
 same number of patches. No token attends to padding. A model for a fixed image size has the same parameters, under the same names.
 """
 
@@ -11,6 +12,7 @@ from math import prod
 from typing import Any, cast
 
 import torch
+from timm.layers import PatchEmbed
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from timm.models.beit import Beit
 from timm.models.eva import Eva
@@ -56,8 +58,8 @@ class NativeViT:
                 remedy="set it to a fixed size, or use a ViT, BEiT, EVA, DINOv2, DINOv3 or NaFlexVit model of timm",
             )
         self.module = module
-        self._offsets: Tensor | None = None
-        """For BEiT, the row of the bias table for each pair of tokens in the current forward pass, (I, N, N)."""
+        self._offsets: tuple[Tensor | None, Tensor | None] = None, None
+        """For BEiT, ``offsets`` and ``grid_numbers`` of the current forward pass; see :meth:`_blocks`."""
         if not isinstance(module, NaFlexVit):
             module.patch_embed.strict_img_size = False
         if isinstance(module, Beit):
@@ -68,62 +70,78 @@ class NativeViT:
 
     def states(self, images: NativeImages) -> Tensor:
         """States (I, prefix + P, D) of normalised ``images`` after the last norm, undefined at padding."""
-        by_grid: dict[Grid, list[int]] = {}
-        for index, grid in enumerate(images.grids):
-            by_grid.setdefault(grid, []).append(index)
+        grids = list(dict.fromkeys(images.grids))
+        rows = [[row for row, grid in enumerate(images.grids) if grid == each] for each in grids]
+        order = torch.tensor([row for same in rows for row in same]).argsort().to(images.device)
+        grid_numbers = torch.tensor([grids.index(grid) for grid in images.grids]).to(images.device)
+        patches = self._linear_patches(images.patches)
         embedded, ropes, offsets, length = [], [], [], images.patches.shape[1]
-        for grid, indices in by_grid.items():
-            same = images if len(by_grid) == 1 else images.select(indices)
-            tokens, rope, pairs = self._embedded(same.rasters(grid), grid)
+        for grid, same in zip(grids, rows, strict=True):
+            if patches is None:
+                tokens, rope, pairs = self._embedded(images.select(same).rasters(grid), grid)
+            else:
+                tokens, rope, pairs = self._positioned(patches[same, : prod(grid)], grid)
             padding = length - prod(grid)
             embedded.append(F.pad(tokens, (0, 0, 0, padding)))
             if rope is not None:
-                ropes.append(F.pad(rope, (0, 0, 0, padding)).expand(len(indices), 1, -1, -1))
+                ropes.append(F.pad(rope, (0, 0, 0, padding)))
             if pairs is not None:
-                offsets.append(F.pad(pairs, (0, padding, 0, padding)).expand(len(indices), -1, -1))
-        order = torch.tensor([index for indices in by_grid.values() for index in indices]).argsort().to(images.device)
-        states, rope, pairs = (
-            torch.cat(parts).index_select(0, order) if parts else None for parts in (embedded, ropes, offsets)
-        )
-        assert states is not None
+                offsets.append(F.pad(pairs, (0, padding, 0, padding)))
+        states = torch.cat(embedded).index_select(0, order)
+        rope = torch.stack(ropes).index_select(0, grid_numbers).unsqueeze(1) if ropes else None
+        pairs = torch.stack(offsets) if offsets else None
         see = F.pad(images.mask(), (self.module.num_prefix_tokens, 0), value=True)
-        return self._blocks(states, rope, pairs, attention_bias(see, linear_dtype(states)))
+        return self._blocks(states, rope, pairs, grid_numbers, attention_bias(see, linear_dtype(states)))
 
     def states_of_grid(self, pixels: Tensor, grid: Grid) -> Tensor:
         """States (I, prefix + P, D) after the last norm, from normalised ``pixels`` (I, 3, H, W) of images with the same
         ``grid``. Nothing is padded."""
-        return self._blocks(*self._embedded(pixels, grid), None)
+        return self._blocks(*self._embedded(pixels, grid), None, None)
+
+    def _linear_patches(self, patches: Tensor) -> Tensor | None:
+        """Embeds the patches (I, P, 3, p, p) of all images at once if the embedding is linear, so that each patch is embedded by
+        itself. Returns (I, P, D), or None."""
+        embed = getattr(self.module, "patch_embed", None)
+        if type(embed) is not PatchEmbed:
+            return None
+        weight = embed.proj.weight.flatten(1)
+        states: Tensor = embed.norm(F.linear(patches.flatten(2), weight, embed.proj.bias))
+        return states
 
     def _embedded(self, pixels: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Embeds images with the same grid, (I, 3, H, W).
+        """Embeds images with the same grid, (I, 3, H, W); see :meth:`_positioned`."""
+        module = self.module
+        if isinstance(module, NaFlexVit):
+            embeds = module._forward_embeds(pixels, None, None, None)
+            return embeds["patches"], embeds["rope_embeds"], None
+        patches = module.patch_embed(pixels)
+        return self._positioned(patches.flatten(1, 2) if patches.dim() == 4 else patches, grid)  # some return a grid
+
+    def _positioned(self, patches: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Adds prefix tokens and positions to the embedded patches of images with the same grid, (I, P, D).
 
         Returns:
             The tokens (I, prefix + P, D) with absolute positions; the rotary positions (P, d), if the model has them; and for
             BEiT, the row of the bias table for each pair of tokens, (N, N).
         """
         module = self.module
-        if isinstance(module, NaFlexVit):
-            embeds = module._forward_embeds(pixels, None, None, None)
-            return embeds["patches"], embeds["rope_embeds"], None
-        tokens = module.patch_embed(pixels)
-        tokens = tokens.flatten(1, 2) if tokens.dim() == 4 else tokens  # some layers return a grid
         prefix = [
-            token.expand(tokens.shape[0], -1, -1)
+            token.expand(patches.shape[0], -1, -1)
             for token in (module.cls_token, getattr(module, "reg_token", None))
             if token is not None
         ]
         if module.pos_embed is None:
-            tokens = torch.cat([*prefix, tokens], dim=1)
+            tokens = torch.cat([*prefix, patches], dim=1)
         else:
             of_prefix, positions = self._positions(grid)
             if of_prefix.shape[1]:
-                tokens = torch.cat([*prefix, tokens], dim=1) + torch.cat([of_prefix, positions], dim=1)
+                tokens = torch.cat([*prefix, patches], dim=1) + torch.cat([of_prefix, positions], dim=1)
             else:
-                tokens = torch.cat([*prefix, tokens + positions], dim=1)
+                tokens = torch.cat([*prefix, patches + positions], dim=1)
         tokens = module.pos_drop(tokens)
         if isinstance(module, Beit):
             side = module.patch_embed.grid_size[0]
-            return tokens, None, offset_rows(grid, side, pixels.device)
+            return tokens, None, offset_rows(grid, side, patches.device)
         return module.norm_pre(tokens), self._rotary_positions(grid), None
 
     def _rotary_positions(self, grid: Grid) -> Tensor | None:
@@ -147,17 +165,37 @@ class NativeViT:
         image = F.interpolate(image, grid, mode="bicubic", align_corners=False, antialias=False)
         return of_prefix, image.flatten(2).transpose(1, 2)
 
-    def _blocks(self, states: Tensor, rope: Tensor | None, offsets: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Runs the blocks and the last norm. ``bias`` (I, 1, 1, N) is added to the attention scores."""
+    def _blocks(
+        self,
+        states: Tensor,
+        rope: Tensor | None,
+        offsets: Tensor | None,
+        grid_numbers: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """Runs the blocks and the last norm.
+
+        Args:
+            states: the embedded tokens, (I, N, D).
+            rope: rotary positions, (P, d) or (I, 1, P, d).
+            offsets: for BEiT, the row of the bias table for each pair of tokens, (N, N), or (grids, N, N) for different grids.
+            grid_numbers: the index in ``offsets`` for each image, (I,) int64.
+            bias: (I, 1, 1, N), added to the attention scores.
+        """
         for block in self.module.blocks:
-            run = partial(self._block, block, rope=rope, offsets=offsets, bias=bias)
+            run = partial(self._block, block, rope=rope, offsets=(offsets, grid_numbers), bias=bias)
             recompute = self.module.grad_checkpointing and torch.is_grad_enabled()
             states = checkpoint(run, states, use_reentrant=False) if recompute else run(states)
         normed: Tensor = self.module.norm(states)
         return normed
 
     def _block(
-        self, block: Any, states: Tensor, rope: Tensor | None, offsets: Tensor | None, bias: Tensor | None
+        self,
+        block: Any,
+        states: Tensor,
+        rope: Tensor | None,
+        offsets: tuple[Tensor | None, Tensor | None],
+        bias: Tensor | None,
     ) -> Tensor:
         result: Tensor
         if isinstance(self.module, Beit):
@@ -171,9 +209,9 @@ class NativeViT:
 
     def _biases(self, attention: Any) -> Tensor:
         """Replaces timm's ``_get_rel_pos_bias``, which returns the biases of the one grid that the model was created for."""
-        assert self._offsets is not None
-        biases: Tensor = attention.relative_position_bias_table[self._offsets]
-        return biases.movedim(-1, -3)
+        rows, grid_numbers = self._offsets
+        biases: Tensor = attention.relative_position_bias_table[rows].movedim(-1, -3)
+        return biases if grid_numbers is None else biases.index_select(0, grid_numbers)
 
 
 def offset_rows(grid: Grid, side: int, device: torch.device) -> Tensor:
