@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -509,15 +509,46 @@ class DataConfig(LoadingConfig):
         }
 
 
+S = TypeVar("S")
+
+
+class ReplayConfig(Config, Generic[S]):
+    """Examples of an earlier data set in every micro-batch, so that the model keeps what it learned from them."""
+
+    train: S = Field(description="split of the earlier data set, with the keys of data.train")
+    share: float = Field(0.5, gt=0, lt=1, description="share of the earlier examples in a micro-batch; at least one")
+
+
 class FineTuneDataConfig(LoadingConfig):
-    """Training data of a fine-tuning task."""
+    """Training data of a fine-tuning task. Each task defines ``train``, and narrows the type of ``replay``."""
 
     text: TextLimits = TextLimits(max_tokens=40)
     batch_size: int = Field(ge=1, description="examples in a micro-batch of one rank")
+    replay: ReplayConfig[Any] | None = Field(None, description="earlier data to train on as well")
 
     @property
     def micro_batch(self) -> BatchSize:
         return BatchSize("data.batch_size", self.batch_size)
+
+    @property
+    def replayed_per_batch(self) -> int:
+        """Number of examples of a micro-batch that come from ``replay``."""
+        if self.replay is None:
+            return 0
+        return min(max(1, round(self.replay.share * self.batch_size)), self.batch_size - 1)
+
+    @property
+    def records_per_batch(self) -> int:
+        """Number of examples of a micro-batch that come from ``train``."""
+        return self.batch_size - self.replayed_per_batch
+
+    @model_validator(mode="after")
+    def _can_replay(self) -> FineTuneDataConfig:
+        if self.replay is not None and isinstance(self.replay.train, dict):
+            raise ValueError("the data section of this task does not define the type of replay")
+        if self.replay is not None and self.batch_size < 2:
+            raise ValueError("a micro-batch of one example has no room for replay; raise batch_size, or remove replay")
+        return self
 
 
 class MediaDataConfig(FineTuneDataConfig):
@@ -578,6 +609,7 @@ class RetrievalDataConfig(MediaDataConfig):
     """Training pairs."""
 
     train: CaptionedSplitConfig
+    replay: ReplayConfig[CaptionedSplitConfig] | None = Field(None, description="earlier data to train on as well")
     text: TextLimits = Field(
         default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="maximum length of a caption"
     )
@@ -590,6 +622,7 @@ class CaptioningDataConfig(MediaDataConfig):
     """Training captions. They are not cleaned, but the tokenizer may change case and punctuation (as in the authors' code)."""
 
     train: CaptionedSplitConfig
+    replay: ReplayConfig[CaptionedSplitConfig] | None = Field(None, description="earlier data to train on as well")
     text: TextDataConfig = Field(
         default_factory=lambda: TextDataConfig(max_tokens=40, mask_prob=0.6, max_masks=18),
         description="truncation and masking of captions",
@@ -643,6 +676,7 @@ class GroundingDataConfig(FineTuneDataConfig):
     """Training phrases."""
 
     train: GroundingSplitConfig
+    replay: ReplayConfig[GroundingSplitConfig] | None = Field(None, description="earlier data to train on as well")
     crop: bool = Field(True, description="crop at random around the box; false: use the whole image")
     careful_flip: bool = Field(
         True, description="do not flip if the phrase says left or right; English only (as in the authors' code)"
@@ -672,6 +706,7 @@ class NLVRDataConfig(FineTuneDataConfig):
     """Training statements."""
 
     train: NLVRSplitConfig
+    replay: ReplayConfig[NLVRSplitConfig] | None = Field(None, description="earlier data to train on as well")
     augment: AugmentConfig = Field(
         default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)),
         description="augmentation, drawn separately for each image of a statement",
@@ -753,6 +788,7 @@ class VQADataConfig(QuestionsDataConfig):
     train: list[QuestionsConfig] = Field(
         min_length=1, description="sources of questions; an epoch contains every question of every source once"
     )
+    replay: ReplayConfig[list[QuestionsConfig]] | None = Field(None, description="earlier data to train on as well")
     max_answer_tokens: int = Field(
         40, ge=3, description="maximum number of tokens in an answer, including [CLS] and [SEP]; the rest is cut off"
     )
@@ -776,3 +812,4 @@ class VideoQADataConfig(QuestionsDataConfig, MediaDataConfig):
     """Training questions."""
 
     train: VideoQuestionsConfig
+    replay: ReplayConfig[VideoQuestionsConfig] | None = Field(None, description="earlier data to train on as well")

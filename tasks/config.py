@@ -174,6 +174,17 @@ class PretrainConfig(RunConfig):
 S = TypeVar("S", bound=Config)
 
 
+class KeepConfig(Config, Generic[S]):
+    """Held-out splits of what the starting weights could do, to see how much of it a fine-tuned model loses."""
+
+    test: dict[str, S] = Field(
+        min_length=1, description="splits to report on, by name, with the starting and with the final weights"
+    )
+    validation: S | None = Field(
+        None, description="split on which `checkpoint interpolate` and `checkpoint average --greedy` choose"
+    )
+
+
 class HeldOutConfig(Config, Generic[S]):
     """The held-out splits of a fine-tuning task, and how they are evaluated."""
 
@@ -190,6 +201,10 @@ class HeldOutConfig(Config, Generic[S]):
         None, description="split that selects the best weights; null: the run keeps its last weights"
     )
     test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
+    keep: KeepConfig[S] | None = Field(
+        None,
+        description="splits of earlier data; all splits are then also measured with the weights of init.checkpoint",
+    )
     panels: Annotated[int, MAY_CHANGE] = Field(12, ge=0, le=200, description=PANELS)
     bootstrap: Annotated[int, MAY_CHANGE] = Field(0, ge=0, description=BOOTSTRAP)
     published: Annotated[str | None, MAY_CHANGE] = Field(
@@ -213,6 +228,14 @@ class FineTuneConfig(RunConfig):
 
     data: FineTuneDataConfig
     evaluation: HeldOutConfig[Any]
+
+    @model_validator(mode="after")
+    def _keeps_what_it_starts_from(self) -> FineTuneConfig:
+        if self.evaluation.keep is not None and self.init.checkpoint is None:
+            raise ValueError(
+                "evaluation.keep compares with the starting weights; set init.checkpoint, or remove evaluation.keep"
+            )
+        return self
 
 
 class MediaEvaluationConfig(HeldOutConfig[S], Generic[S]):

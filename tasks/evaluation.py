@@ -37,6 +37,7 @@ class Metric:
         unit: unit of the value.
         rule: how the value is measured, if the metric can be measured in several ways.
         published: the published value, in the unit of ``value``.
+        before: the value with the weights from which the run started, if it was measured.
         scores: scores of the examples, if the value is their mean, or the mean of several such means.
         interval: the 95% interval over examples, if requested.
     """
@@ -47,6 +48,7 @@ class Metric:
     unit: Unit = "share"
     rule: str | None = None
     published: float | None = None
+    before: float | None = None
     scores: tuple[Scores, ...] = field(default=(), compare=False, repr=False)
     interval: tuple[float, float] | None = None
 
@@ -60,7 +62,8 @@ class Metric:
         omitted."""
         values = {"value": None if math.isnan(self.value) else self.value, "unit": self.unit}
         ends = None if self.interval is None else [round(end, 6) for end in self.interval]
-        known = {"interval": ends, "chance": self.chance, "published": self.published, "rule": self.rule}
+        numbers = {"chance": self.chance, "published": self.published, "before": self.before}
+        known = {"interval": ends, **numbers, "rule": self.rule}
         return values | {name: value for name, value in known.items() if value is not None}
 
     @classmethod
@@ -70,7 +73,9 @@ class Metric:
         Raises:
             ValueError: if a value has the wrong type.
         """
-        numbers = {key: _number(name, key, values[key]) for key in ("value", "chance", "published") if key in values}
+        numbers = {
+            key: _number(name, key, values[key]) for key in ("value", "chance", "published", "before") if key in values
+        }
         ends = tuple(_number(name, "interval", end) for end in values.get("interval") or ())
         if len(ends) not in (0, 2):
             raise ValueError(f"the interval of {name!r} does not have two ends")
@@ -82,6 +87,7 @@ class Metric:
             unit if unit in get_args(Unit) else "share",
             str(values["rule"]) if "rule" in values else None,
             numbers.get("published"),
+            numbers.get("before"),
             interval=(ends[0], ends[1]) if ends else None,
         )
 
@@ -169,10 +175,19 @@ class Evaluation:
         )
         return replace(self, metrics=tuple(metrics))
 
+    def with_before(self, earlier: Evaluation) -> Evaluation:
+        """Returns a copy with the values of ``earlier``, an evaluation of the same split with the starting weights."""
+        values = earlier.values()
+        metrics = (
+            metric if metric.unit == "count" else replace(metric, before=values.get(metric.name))
+            for metric in self.metrics
+        )
+        return replace(self, metrics=tuple(metrics))
+
     def table(self, title: str = "held-out") -> str:
-        """Formats the metrics as text: the measured values, the chance levels, and if available the intervals and the published
-        numbers. The last line, in parentheses, lists the sizes of the sets, how the metrics are measured, the files of the split,
-        the weights, and how the weights were trained.
+        """Formats the metrics as text: the measured values, the chance levels, and if available the values with the starting
+        weights, the intervals and the published numbers. The last line, in parentheses, lists the sizes of the sets, how the
+        metrics are measured, the files of the split, the weights, and how the weights were trained.
 
         If sizes are the only metrics, the first line says that there is nothing to measure.
         """
@@ -187,11 +202,14 @@ class Evaluation:
         published = any(metric.published is not None for metric in shown)
         room = 17 if any(metric.interval is not None for metric in shown) else 0
         header = "  95% interval".ljust(room) if room else ""
-        lines = [f"{title:{width}}  measured{header}  chance" + ("  published" if published else "")]
+        before = any(metric.before is not None for metric in shown)
+        earlier = "  before" if before else ""
+        lines = [f"{title:{width}}{earlier}  measured{header}  chance" + ("  published" if published else "")]
         for metric in shown:
             chance, ends = metric.shown(metric.chance)[1:], metric.shown_interval()
             between = f"   {ends}".ljust(room) if room else ""
-            line = f"{metric.name:{width}}  {metric.shown(metric.value)}{between}  {chance:6}"
+            first = f" {metric.shown(metric.before):7}" if before else ""
+            line = f"{metric.name:{width}}{first}  {metric.shown(metric.value)}{between}  {chance:6}"
             lines.append((f"{line}    {metric.shown(metric.published)}" if published else line).rstrip())
         return "\n".join([*lines, *([f"({below})"] if below else []), *self.notes])
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+KEPT = "keep: "
+"""Beginning of the names of entries in the report that are about a split of earlier data."""
 MEAN = "mean of splits"
 """Name of the entry in the report that contains the mean over the splits."""
 KEPT_PREDICTIONS = 12
@@ -60,16 +64,22 @@ class HeldOut:
         view: preprocesses images and videos for evaluation.
         test: the splits to report on, by name.
         validation: the split that selects the best weights, or None.
+        kept: the splits of earlier data to report on, by name.
+        kept_validation: the split of earlier data on which weights are chosen, or None.
     """
 
     view: EvaluationView
     test: Mapping[str, Any]
     validation: Any | None
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    kept_validation: Any | None = None
 
     def by_key(self) -> dict[str, Any]:
         """Returns all splits by config key."""
         splits = {f"evaluation.test.{name}": split for name, split in self.test.items()}
-        return splits if self.validation is None else {**splits, "evaluation.validation": self.validation}
+        splits |= {f"evaluation.keep.test.{name}": split for name, split in self.kept.items()}
+        splits |= {"evaluation.validation": self.validation, "evaluation.keep.validation": self.kept_validation}
+        return {key: split for key, split in splits.items() if split is not None}
 
 
 class FineTuneTask(BaseTask[F, M, B]):
@@ -120,11 +130,17 @@ class FineTuneTask(BaseTask[F, M, B]):
         Raises:
             UserError: if a split contains broken records.
         """
-        splits, validation = config.evaluation, config.evaluation.validation
+        splits, keep = config.evaluation, config.evaluation.keep
+
+        def read(split: Any | None, key: str) -> Any | None:
+            return None if split is None else cls.read_split(config, split, f"evaluation.{key}")
+
         return HeldOut(
             cls.evaluation_view(config),
-            {name: cls.read_split(config, split, f"evaluation.test.{name}") for name, split in splits.test.items()},
-            None if validation is None else cls.read_split(config, validation, "evaluation.validation"),
+            {name: read(split, f"test.{name}") for name, split in splits.test.items()},
+            read(splits.validation, "validation"),
+            {} if keep is None else {name: read(split, f"keep.test.{name}") for name, split in keep.test.items()},
+            None if keep is None else read(keep.validation, "keep.validation"),
         )
 
     @staticmethod
@@ -194,12 +210,17 @@ class FineTuneTask(BaseTask[F, M, B]):
 
         Writes ``evaluation.json``, which includes the mean if several splits are measured, and ``predictions_<split>.json`` for
         each split with predictions. If the task draws predictions, it also writes ``predictions.png``, or
-        ``predictions_<split>.png`` for each of several splits.
+        ``predictions_<split>.png`` for each of several splits. With ``evaluation.keep``, the splits of earlier data are measured
+        too, and everything is measured with the starting weights as well.
         """
         if folder.best.is_file():
             load_weights(self.model, folder.best).require_complete()
-        with evaluating(self.model, self.config.evaluation.precision):
-            evaluations = {name: self.evaluate(items) for name, items in self.held_out.test.items()}
+        evaluations, kept = self._evaluate_all()
+        if self.held_out.kept and (folder.best.is_file() or folder.newest is not None):
+            logger.info("evaluation.keep: measuring the starting weights as well")
+            before, kept_before = self._with_starting_weights()._evaluate_all()
+            evaluations = {name: each.with_before(before[name]) for name, each in evaluations.items()}
+            kept = {name: each.with_before(kept_before[name]) for name, each in kept.items()}
         if distributed.rank() != 0:
             return ""
         for name, evaluation in evaluations.items():
@@ -207,17 +228,42 @@ class FineTuneTask(BaseTask[F, M, B]):
                 logger.warning("%s: %s; %s", name, ", and ".join(statements), ADVICE)
         draws, seed = self.config.evaluation.bootstrap, self.config.seed
         evaluations = {name: evaluation.with_intervals(draws, seed) for name, evaluation in evaluations.items()}
+        kept = {name: replace(each.with_intervals(draws, seed), predictions=None) for name, each in kept.items()}
         notes: dict[str, list[str]] = {name: [] for name in evaluations}
         for name, evaluation in evaluations.items():
             if evaluation.predictions is not None:
                 notes[name].append(write_predictions(folder.path / f"predictions_{name}.json", evaluation.predictions))
-        evaluations = self._with_facts(folder, evaluations)
+        evaluations = {**self._with_facts(folder, evaluations), **kept}
         write_evaluations(folder.path, evaluations)
         for name, note in self._draw(folder, evaluations).items():
             notes[name].append(note)
         return "\n\n".join(
             "\n".join([evaluation.table(name), *notes.get(name, [])]) for name, evaluation in evaluations.items()
         )
+
+    def _evaluate_all(self) -> tuple[dict[str, Evaluation], dict[str, Evaluation]]:
+        """Evaluates all test splits. Returns the evaluations of the run's own data, and those about earlier data, by name."""
+        own, kept = self.held_out.test, self.held_out.kept
+        with evaluating(self.model, self.config.evaluation.precision):
+            evaluations = {name: self.evaluate(items) for name, items in own.items()}
+            about_kept = {f"{KEPT}{name}": self.evaluate(items) for name, items in kept.items()}
+            for (new, items), (old, earlier) in product(own.items(), kept.items()):
+                absent = self.evaluate_absent(items, earlier)
+                if absent is not None:
+                    about_kept[f"phrases of {new} in images of {old}"] = absent
+        return evaluations, about_kept
+
+    def evaluate_absent(self, items: Any, earlier: Any) -> Evaluation | None:
+        """Measures how often the model recognises that the phrases of a split are absent from the images of ``earlier``, which is
+        a split of earlier data. None if the model of this task does not say whether a phrase is absent."""
+        return None
+
+    def _with_starting_weights(self) -> Self:
+        """Returns this task with the model with which the run started."""
+        task = copy.copy(self)
+        task.model = build_parts(type(self), self.config, None, trains=False, plan=None).model
+        distributed.move_from_rank_0(task.model, device_of(self.model))
+        return task
 
     @classmethod
     def legend_for(cls, config: F) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +61,20 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
         if self.config.model.box_set is not None:
             return evaluate_phrases(items, self._locate_all(items), self.config.evaluation.threshold)
         return evaluate_phrases(items, [ScoredBoxes(box[None], np.ones(1)) for box in self._locate(items)])
+
+    def evaluate_absent(self, items: list[Phrase], earlier: list[Phrase]) -> Evaluation | None:
+        """Pairs each phrase with an image of ``earlier``. A pair is recognised if no box is predicted."""
+        if self.config.model.box_set is None:
+            return None
+        others = [earlier[number % len(earlier)] for number in range(len(items))]
+        pairs = [replace(other, text=item.text) for item, other in zip(items, others, strict=True)]
+        threshold = self.config.evaluation.threshold
+        empty = np.array([not len(boxes.above(threshold)) for boxes in self._locate_all(pairs)])
+        images = np.array([name_of(pair.image) for pair in pairs])
+        recognised = Metric.mean_of(
+            "recognised as absent", Scores(empty, images), rule=f"no box with a probability of at least {threshold:g}"
+        )
+        return Evaluation((count("phrases", len(pairs)), recognised))
 
     def panel(self, items: list[Phrase], number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
         item, colour = items[number], colours(1)[0]

@@ -4,21 +4,25 @@ re-ranking."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
 import numpy as np
 from torch import Tensor
 
+from batches.texts import Text
 from dataset.config import CaptionedSplitConfig
-from dataset.formats.captioned import CaptionedImages, read_captioned_images
+from dataset.formats.captioned import CaptionedImages, ImageCaption, read_captioned_images
 from dataset.media.sources import ImageSource, VideoSource
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned, in_batches
 from dataset.tasks.retrieval import RetrievalBatches
 from engine.run_folder import RunFolder
+from metrics.bootstrap import Scores
 from metrics.retrieval import chance_recalls, recall_scores, retrieval_recalls
 from models.config import RankingScore
+from models.inference.reranking import log_odds
 from models.tasks.retrieval import RetrievalModel
 from tasks.base import video_frames
 from tasks.config import RetrievalConfig
@@ -31,6 +35,8 @@ from tasks.two_stage import Candidates, Rankings, Stage, TwoStageRetrieval, rank
 KEPT, SHOWN = 10, 5
 """Number of nearest images or texts per query in ``predictions_<split>.json``, and in drawings. There are fewer if fewer
 candidates are re-ranked."""
+LOST = 0.05
+"""Share of the present phrases that may be called absent."""
 QUERY_SIDE, CANDIDATE_SIDE = 280, 150
 """Size in pixels of a query image, and of a retrieved image."""
 
@@ -73,6 +79,31 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         chosen = score if config.score == "auto" else None
         notes = reranking_notes(metrics, "", " (cosine)", chosen=chosen)
         return Evaluation(tuple(metrics), Nearest(items, rankings.by(score)), chosen_score=chosen, notes=notes)
+
+    def evaluate_absent(self, items: CaptionedImages, earlier: CaptionedImages) -> Evaluation:
+        """Pairs each caption with an image of ``earlier``. A pair is recognised if its matching probability is lower than that of
+        95% of the captions with their own images."""
+        captions = [items[caption] for caption in range(len(items))]
+        count_of_images = len(earlier.images)
+        foreign = [
+            replace(each, source=earlier.images[number % count_of_images]) for number, each in enumerate(captions)
+        ]
+        own, other = (
+            self.outputs(pairs, _view_and_caption, self._matched, "matching") for pairs in (captions, foreign)
+        )
+        images = np.array([str(each.source.location) for each in foreign])
+        recognised = Metric.mean_of(
+            "recognised as absent",
+            Scores(other < np.quantile(own, LOST), images),
+            rule=f"at a loss of {LOST:.0%} of the present",
+        )
+        return Evaluation((count("captions", len(captions)), recognised))
+
+    def _matched(self, images: list[Tensor], text: Text) -> Tensor:
+        """Log-odds of the matching head for pairs of images or videos and captions, (N,)."""
+        concepts, (texts,) = self.model.vision(self.stacked(images)), self.model.text([text])
+        cls = self.model.fusion.cls(texts, self.model.fusion.project_concepts(concepts))
+        return log_odds(self.model.matching_head(cls))
 
     def _ranked(self, items: CaptionedImages) -> tuple[RankingScore, Rankings]:
         """Ranks a split, and returns the score by which its candidates are sorted. With ``score: auto``, the score is chosen on
@@ -203,6 +234,12 @@ def _best(candidates: Candidates, query: int) -> list[tuple[int, float]]:
     scores = candidates.scores[query]
     order = np.argsort(-scores, kind="stable")[:KEPT]
     return [(int(candidates.ids[query, position]), round(float(scores[position]), 4)) for position in order]
+
+
+def _view_and_caption(
+    view: EvaluationView, max_words: int, items: Sequence[ImageCaption], index: int
+) -> tuple[Tensor, str]:
+    return view(items[index].source), cleaned(items[index].caption, max_words)
 
 
 def _view_of(view: EvaluationView, images: Sequence[ImageSource | VideoSource], index: int) -> Tensor:

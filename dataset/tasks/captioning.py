@@ -63,8 +63,8 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, ImageCaption, Capt
 
     def read(self, data: CaptioningDataConfig) -> CaptionedImages:
         self.prompt = prompt_tokens(self.text, data.prompt)
-        self.items = read_captioned_images(data.train, "data.train", data.max_broken)
-        self.view = media_view(data, self.items.images, self.frames, self.image_size)
+        self.items = read_captioned_images(data.train, self.key, data.max_broken)
+        self.view = media_view(data, self.items.images, self.key, self.frames, self.image_size)
         return self.items
 
     def example(self, record: ImageCaption, rng: np.random.Generator) -> CaptionExample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -38,7 +39,7 @@ class FineTuneBatches(ABC, Generic[D, R, E]):
 
     A task reads its annotations (:meth:`read`), makes an example of a row (:meth:`example`), and collates examples
     (:meth:`collate`); :mod:`dataset.examples` does the rest. An example that cannot be made is replaced by a filler, which is
-    masked out of the losses.
+    masked out of the losses. With ``data.replay``, the last examples of each micro-batch come from an earlier data set.
 
     Args:
         data: config of the training split and its augmentation.
@@ -54,6 +55,12 @@ class FineTuneBatches(ABC, Generic[D, R, E]):
     name: str
     """Name of the stream; each name has different random numbers."""
 
+    key = "data.train"
+    """Config key of the split."""
+
+    replay: FineTuneBatches[D, R, E] | None = None
+    """The batches of the earlier data set of ``data.replay``."""
+
     def __init__(
         self,
         data: D,
@@ -63,13 +70,25 @@ class FineTuneBatches(ABC, Generic[D, R, E]):
         seed: int,
         frames: int | None = None,
     ):
-        self.data, self.image_size, self.seed, self.frames = data, image_size, seed, frames
+        self.image_size, self.seed, self.frames = image_size, seed, frames
         self.text = self.make_processor(tokenizer, data)
-        records = RecordsInMemory(self.read(data))
-        order = RandomOrder(len(records), data.batch_size, seed=seed, stream=self.name)
-        self.source = RecordStream(records, order, name=self.name, seed=seed)
-        self.stream_sizes = {self.name: len(records)}
         self.examples_per_batch, self.records_per_batch = data.batch_size, data.records_per_batch
+        self._open(data, data.records_per_batch)
+        if data.replay is not None:
+            replay = copy.copy(self)  # with the same settings, and its own records
+            replay.name, replay.key = f"{self.name}/replay", "data.replay.train"
+            earlier = data.model_copy(update={"train": data.replay.train, "replay": None})
+            replay._open(earlier, data.replayed_per_batch)
+            self.stream_sizes |= replay.stream_sizes
+            self.replay = replay
+
+    def _open(self, data: D, count: int) -> None:
+        """Reads the split of ``data``, of which each micro-batch takes ``count`` records."""
+        self.data = data
+        records = RecordsInMemory(self.read(data))
+        order = RandomOrder(len(records), count, seed=self.seed, stream=self.name)
+        self.source = RecordStream(records, order, name=self.name, seed=self.seed)
+        self.stream_sizes = {self.name: len(records)}
 
     def make_processor(self, tokenizer: PreTrainedTokenizerFast, data: D) -> PlainTextProcessor:
         """Returns the processor that tokenizes the texts."""
@@ -77,7 +96,7 @@ class FineTuneBatches(ABC, Generic[D, R, E]):
 
     @abstractmethod
     def read(self, data: D) -> Table[R]:
-        """Reads and checks the training split."""
+        """Reads and checks the training split, whose config key is :attr:`key`."""
 
     @abstractmethod
     def example(self, record: R, rng: np.random.Generator) -> E:
@@ -98,7 +117,10 @@ class FineTuneBatches(ABC, Generic[D, R, E]):
     def make(self, number: int) -> Batch:
         """Builds micro-batch ``number``, counted over all ranks."""
         account = Account()
-        rows, valid = filled(self.source.examples(number, account, self.example), self.filler)
+        examples = self.source.examples(number, account, self.example)
+        if self.replay is not None:
+            examples += self.replay.source.examples(number, account, self.replay.example)
+        rows, valid = filled(examples, self.filler)
         return self.collate(rows, valid, **account.fields())
 
 
@@ -143,14 +165,18 @@ def frame_sampler(data: MediaDataConfig, frames: int | None) -> FrameSampler | N
 
 
 def media_view(
-    data: MediaDataConfig, sources: Sequence[ImageSource | VideoSource], frames: int | None, image_size: ImageSize
+    data: MediaDataConfig,
+    sources: Sequence[ImageSource | VideoSource],
+    key: str,
+    frames: int | None,
+    image_size: ImageSize,
 ) -> TrainingView:
-    """Returns the view with which training reads ``sources``.
+    """Returns the view with which training reads ``sources``, the images or videos of the split with the config ``key``.
 
     Raises:
         UserError: see :func:`check_medium` and :func:`~dataset.media.video.check_backend`.
     """
-    check_medium(sources, frames, "data.train")
+    check_medium(sources, frames, key)
     check_backend((source for source in sources if isinstance(source, VideoSource)), data.video, "data.video")
     return TrainingView(image_size, data.max_pixels, data.augment, frame_sampler(data, frames), pixels=data.pixels)
 

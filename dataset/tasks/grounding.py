@@ -151,7 +151,7 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, Phrase, GroundingExa
         super().__init__(data, **options)
 
     def read(self, data: GroundingDataConfig) -> list[Phrase]:
-        self.items = read_phrases(data.train, "data.train", data.max_broken, self.counts)
+        self.items = read_phrases(data.train, self.key, data.max_broken, self.counts)
         self.with_boxes = [index for index, item in enumerate(self.items) if item.boxes]
         augment = data.augment
         self.augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)

@@ -126,7 +126,7 @@ class NLVRBatches(FineTuneBatches[NLVRDataConfig, Statement, StatementExample]):
     name = "statements"
 
     def read(self, data: NLVRDataConfig) -> list[Statement]:
-        self.items = read_statements(data.train, "data.train", data.max_broken)
+        self.items = read_statements(data.train, self.key, data.max_broken)
         self.view = TrainingView(self.image_size, data.max_pixels, data.augment, pixels=data.pixels)
         return self.items
 

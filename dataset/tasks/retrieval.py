@@ -32,17 +32,24 @@ class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, ImageCaption, Pair])
     """Batches of captions with their images. An epoch contains every caption once."""
 
     name = "captions"
+    first_group = 0
+    """Group of the first image. The images of ``data.replay`` have the groups after those of ``data.train``."""
+
+    def __init__(self, data: RetrievalDataConfig, **options: Any):
+        super().__init__(data, **options)
+        if isinstance(self.replay, RetrievalBatches):
+            self.replay.first_group = len(self.items.images)
 
     def read(self, data: RetrievalDataConfig) -> CaptionedImages:
-        self.items = read_captioned_images(data.train, "data.train", data.max_broken)
-        self.view = media_view(data, self.items.images, self.frames, self.image_size)
+        self.items = read_captioned_images(data.train, self.key, data.max_broken)
+        self.view = media_view(data, self.items.images, self.key, self.frames, self.image_size)
         return self.items
 
     def example(self, record: ImageCaption, rng: np.random.Generator) -> Pair:
         caption = cleaned(record.caption, self.text.max_words)
         may_flip = not (self.data.careful_flip and mentions_side(caption))
         view = self.view(record.source, rng, may_flip=may_flip)
-        return Pair(view, self.text.token_ids(caption), record.image)
+        return Pair(view, self.text.token_ids(caption), self.first_group + record.image)
 
     def filler(self) -> Pair:
         return Pair(self.view.filler(), self.text.token_ids(FILLER_TEXT), -1)

@@ -118,13 +118,13 @@ class VideoQABatches(QuestionBatches[VideoQADataConfig]):
         super().__init__(data, **options)
 
     def read_questions(self, data: VideoQADataConfig) -> QuestionTable:
-        items = QuestionTable(read_video_questions(data.train, "data.train", data.max_broken, answered=True))
+        items = QuestionTable(read_video_questions(data.train, self.key, data.max_broken, answered=True))
         if not any(item.most_frequent() in self.labels for item in items):
-            raise UserError("no answer is one of the candidates of evaluation.answers", where="data.train")
+            raise UserError("no answer is one of the candidates of evaluation.answers", where=self.key)
         return items
 
     def make_view(self, data: VideoQADataConfig) -> TrainingView:
-        return media_view(data, self.items.sources(), self.frames, self.image_size)
+        return media_view(data, self.items.sources(), self.key, self.frames, self.image_size)
 
     def collate(self, examples: Sequence[QuestionExample], valid: Tensor, **fields: Any) -> ClassifiedBatch:
         labels = torch.tensor([self.labels.get(text, IGNORE) for text, _ in given_answers(examples)])

@@ -146,7 +146,7 @@ class VQABatches(QuestionBatches[VQADataConfig]):
             [
                 question
                 for number, source in enumerate(data.train)
-                for question in read_questions(source, f"data.train[{number}]", data.max_broken, answered=True)
+                for question in read_questions(source, f"{self.key}[{number}]", data.max_broken, answered=True)
             ]
         )
 

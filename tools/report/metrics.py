@@ -129,6 +129,8 @@ def spread_text(spread: Spread, unit: str) -> str:
 def _split(split: str, evaluation: Evaluation) -> SplitMetrics:
     shown = [metric for metric in evaluation.metrics if metric.unit != "count"]
     columns: list[tuple[str, Callable[[Metric], str]]] = [("measured", lambda metric: _value(metric, metric.value))]
+    if any(metric.before is not None for metric in shown):
+        columns.insert(0, ("before", lambda metric: _value(metric, metric.before)))
     if any(metric.interval is not None for metric in shown):
         columns.append(("95% interval", Metric.shown_interval))
     if any(metric.chance is not None for metric in shown):
