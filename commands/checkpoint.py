@@ -1,4 +1,5 @@
-"""``run.py checkpoint`` and its subcommands: inspect, convert and compare weight files, and extract and merge adapters."""
+"""``run.py checkpoint`` and its subcommands: inspect, convert and compare weight files, extract and merge adapters, and average
+weights."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ import sys
 from typing import Annotated, Literal
 
 from utils.errors import UserError
-from utils.flags import File, OutputFile, OutputFolder, Positive, one_of, read_by
+from utils.flags import File, OutputFile, OutputFolder, Positive, number_within, one_of, read_by
 from utils.subcommands import Command, with_subcommands
+
+Coefficient = Annotated[float, read_by(number_within(0, 1))]
 
 SUBCOMMANDS = {
     "inspect": Command(
@@ -23,18 +26,24 @@ SUBCOMMANDS = {
         f"{__name__}:merge",
         "rebuild the full model from a folder of adapters and the weights that the run started from",
     ),
+    "interpolate": Command(
+        f"{__name__}:interpolate", "average the starting and the final weights of a fine-tuned run, to forget less"
+    ),
+    "average": Command(f"{__name__}:average", "average the weights of several runs"),
 }
 
 
 @with_subcommands(SUBCOMMANDS)
 def checkpoint(command: Annotated[str, read_by(one_of(list(SUBCOMMANDS)))], /) -> int:
     """Identify a weight file by the names and shapes in it; convert it between the published form and ours; compare two files;
-    extract the adapters that a run with optim.lora trained, or merge them. Code in a weight file is never executed.
+    extract the adapters that a run with optim.lora trained, or merge them; average weights. Code in a weight file is never
+    executed.
 
     A FILE is a weight file (.safetensors, .th, .pth, .bin), a run's folder, or a folder step-N of its checkpoints.
 
     Args:
-        command: inspect, convert, compare, adapters or merge; for its flags, see run.py checkpoint COMMAND --help.
+        command: inspect, convert, compare, adapters, merge, interpolate or average; for its flags, see run.py checkpoint COMMAND
+            --help.
 
     Examples:
         python run.py checkpoint inspect weights/*.th runs/pre
@@ -43,6 +52,8 @@ def checkpoint(command: Annotated[str, read_by(one_of(list(SUBCOMMANDS)))], /) -
         python run.py checkpoint compare weights/x2vlm_base_4m.th runs/pre/checkpoints/step-00000020
         python run.py checkpoint adapters runs/vqa_lora --out vqa_adapters
         python run.py checkpoint merge vqa_adapters --base weights/x2vlm_base_4m.th --out vqa_model
+        python run.py checkpoint interpolate runs/mine --out runs/mine_between
+        python run.py checkpoint average runs/mine-seed0 runs/mine-seed1 runs/mine-seed2 --out runs/mine_average --greedy
 
     Returns:
         0 success, or the files are equal; 1 a file is damaged, or the two files differ; 2 a file cannot be read, or the command
@@ -148,4 +159,39 @@ def merge(folder: str, /, *, base: File, out: OutputFolder) -> int:
     from tools.checkpoint import adapters
 
     sys.stdout.write(adapters.merge(folder, base, out))
+    return 0
+
+
+def interpolate(
+    run: str, /, *, out: OutputFolder, points: Positive = 10, coefficient: Coefficient | None = None
+) -> int:
+    """Average the starting and the final weights of a fine-tuned run, so that the model forgets less of what it could do before.
+
+    The coefficient 0 stands for the starting weights, and 1 for the final weights. By default, all coefficients are measured on
+    evaluation.validation and evaluation.keep.validation of the run's config, and the one with the best mean is written.
+
+    Args:
+        run: the folder of a run with init.checkpoint.
+        out: a new folder, which loads like a run.
+        points: number of intervals between 0 and 1; their ends are measured.
+        coefficient: write the weights with this coefficient, and measure nothing.
+    """
+    from tools.checkpoint import averages
+
+    sys.stdout.write(averages.interpolate(run, out, points, coefficient))
+    return 0
+
+
+def average(runs: list[str], /, *, out: OutputFolder, greedy: bool = False) -> int:
+    """Average the weights of several runs with the same model.
+
+    Args:
+        runs: folders of runs.
+        out: a new folder, which loads like a run; its config and tokenizer are those of the first run.
+        greedy: begin with the run that is best on evaluation.validation (and evaluation.keep.validation) of the first run's
+            config, and add another run only if the mean becomes better.
+    """
+    from tools.checkpoint import averages
+
+    sys.stdout.write(averages.average(runs, out, greedy=greedy))
     return 0

@@ -26,6 +26,8 @@ UNWRITABLE = {
     "benchmark": ["sugarcrepe", "--model", "M", "--data", "D", "--out", "/proc/x"],
     "checkpoint convert": ["M", "--out", "/proc/x.th"],
     "checkpoint adapters": ["M", "--out", "/proc/x"],
+    "checkpoint average": ["M", "--out", "/proc/x"],
+    "checkpoint interpolate": ["M", "--out", "/proc/x"],
     "checkpoint merge": ["M", "--base", "B", "--out", "/proc/x"],
     "doctor": ["--config", "C", "--out", "/proc/x"],
     "export": ["M", "--out", "/proc/x.onnx"],

@@ -54,10 +54,10 @@ def extract(run: str, out: Path) -> str:
     metadata = read_metadata(file)
     config_of(metadata, str(file))
     trained, base = _split_tensors(tensors, _frozen_parts(config))
-    folder = _new_folder(out)
+    folder = new_model_folder(out)
     with new_folder(folder) as made:
         save_weights(made / ADAPTERS, trained, {HEADER: metadata[HEADER], BASE: digest(base)})
-        _copy_beside(config.parent, made)
+        copy_beside(config.parent, made)
     size, full_size = (folder / ADAPTERS).stat().st_size, file.stat().st_size
     return (
         f"{file} -> {folder}: {len(trained)} of {len(tensors)} tensors, {size / 1e6:.1f} of {full_size / 1e6:.1f} MB; to "
@@ -94,10 +94,10 @@ def merge(source: str, base: str, out: Path) -> str:
             remedy="pass the weights that the run started from",
         )
     model.load_state_dict({**state, **trained})
-    target = _new_folder(out)
+    target = new_model_folder(out)
     with new_folder(target) as made:
         save_weights(made / MODEL_FILE, merged(model.state_dict(), metadata, str(file)))
-        _copy_beside(folder, made)
+        copy_beside(folder, made)
     return f"{source} and {base} -> {target}: a model for x2vlm.load, run.py predict and init.checkpoint\n"
 
 
@@ -149,7 +149,7 @@ def _model_on(folder: Path, base: str, metadata: Mapping[str, Any]) -> Any:
     return model
 
 
-def _new_folder(out: Path) -> Path:
+def new_model_folder(out: Path) -> Path:
     """Returns the path of a new folder.
 
     Raises:
@@ -163,7 +163,7 @@ def _new_folder(out: Path) -> Path:
     return folder
 
 
-def _copy_beside(source: Path, target: Path) -> None:
+def copy_beside(source: Path, target: Path) -> None:
     """Copies the config, the tokenizer and the answers that a run keeps."""
     shutil.copyfile(source / CONFIG_FILE, target / CONFIG_FILE)
     if (source / ANSWERS).is_file():
