@@ -677,6 +677,13 @@ class GroundingDataConfig(FineTuneDataConfig):
 
     train: GroundingSplitConfig
     replay: ReplayConfig[GroundingSplitConfig] | None = Field(None, description="earlier data to train on as well")
+    absent: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="with model.box_set: share of the examples whose phrase is replaced by a phrase without a box: one of replay "
+        "(and the other way round), or without replay one of another image",
+    )
     crop: bool = Field(True, description="crop at random around the box; false: use the whole image")
     careful_flip: bool = Field(
         True, description="do not flip if the phrase says left or right; English only (as in the authors' code)"

@@ -606,6 +606,16 @@ class VQAModelConfig(ModelConfig):
         return self.decoder.layers or self.fusion.layers
 
 
+class RetrievalLossConfig(Config):
+    """Weights of the losses of retrieval, in addition to the contrastive and the matching loss."""
+
+    distillation: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the distillation, which keeps the similarities of the model of init.checkpoint",
+    )
+
+
 class CaptioningLossConfig(Config):
     """Settings of the loss on the words of captions."""
 

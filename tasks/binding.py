@@ -14,6 +14,7 @@ from typing import Any
 
 from tasks import TASKS
 from tasks.kinds import DEFAULT_CONFIG, TaskSource, find_task, task_of_run
+from tasks.starting_run import with_kept_splits
 from utils.config import bind
 from utils.config_files import Locations, ReadConfig, read_config, why_no_file
 from utils.errors import UserError
@@ -101,6 +102,7 @@ def _bind_task(source: TaskSource, file: Path, read: ReadConfig) -> BoundRun:
         field = schema.model_fields.get("task")
         if field is None or field.default != config_task:
             raise _contradiction(file, config_task, source.argument)
+    read = read._replace(values=with_kept_splits(read.values, source.entry))
     config = bind(read.values, schema, read.locations, str(file), read.malformed)
     return BoundRun(source, file, read, config)
 

@@ -41,6 +41,7 @@ from models.config import (
     PretrainModelConfig,
     Ranking,
     RankingScore,
+    RetrievalLossConfig,
     SelfCriticalConfig,
     VideoQAModelConfig,
     VQAModelConfig,
@@ -203,7 +204,8 @@ class HeldOutConfig(Config, Generic[S]):
     test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
     keep: KeepConfig[S] | None = Field(
         None,
-        description="splits of earlier data; all splits are then also measured with the weights of init.checkpoint",
+        description="splits of earlier data; all splits are then also measured with the weights of init.checkpoint. start: the "
+        "held-out files of the run of init.checkpoint",
     )
     panels: Annotated[int, MAY_CHANGE] = Field(12, ge=0, le=200, description=PANELS)
     bootstrap: Annotated[int, MAY_CHANGE] = Field(0, ge=0, description=BOOTSTRAP)
@@ -274,8 +276,15 @@ class RetrievalConfig(MediaConfig):
 
     task: Literal["retrieval"] = Field("retrieval", description="task of the config")
     model: AligningConfig
+    loss: RetrievalLossConfig = RetrievalLossConfig()
     data: RetrievalDataConfig
     evaluation: RetrievalEvaluationConfig
+
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> RetrievalConfig:
+        if self.loss.distillation and self.init.checkpoint is None:
+            raise ValueError("loss.distillation needs the starting weights; set init.checkpoint, or remove it")
+        return self
 
 
 class NLVREvaluationConfig(HeldOutConfig[NLVRSplitConfig]):
@@ -306,6 +315,14 @@ class GroundingConfig(FineTuneConfig):
     model: GroundingModelConfig = Field(default_factory=GroundingModelConfig, description="the model")
     data: GroundingDataConfig
     evaluation: GroundingEvaluationConfig
+
+    @model_validator(mode="after")
+    def _can_be_absent(self) -> GroundingConfig:
+        if self.data.absent and self.model.box_set is None:
+            raise ValueError(
+                "data.absent makes phrases without a box, which the head for one box cannot learn; set model.box_set"
+            )
+        return self
 
 
 class VQAOptimConfig(OptimConfig):

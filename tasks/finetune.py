@@ -12,6 +12,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from batches.base import to_device
@@ -261,9 +262,14 @@ class FineTuneTask(BaseTask[F, M, B]):
     def _with_starting_weights(self) -> Self:
         """Returns this task with the model with which the run started."""
         task = copy.copy(self)
-        task.model = build_parts(type(self), self.config, None, trains=False, plan=None).model
-        distributed.move_from_rank_0(task.model, device_of(self.model))
+        task.model = self.starting_model(device_of(self.model))
         return task
+
+    def starting_model(self, device: torch.device) -> M:
+        """Returns the model with which the run started, on a device of this rank. Called on all ranks."""
+        model = build_parts(type(self), self.config, None, trains=False, plan=None).model
+        distributed.move_from_rank_0(model, device)
+        return model
 
     @classmethod
     def legend_for(cls, config: F) -> str:

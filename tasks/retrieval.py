@@ -3,6 +3,7 @@ re-ranking."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from metrics.bootstrap import Scores
 from metrics.retrieval import chance_recalls, recall_scores, retrieval_recalls
 from models.config import RankingScore
 from models.inference.reranking import log_odds
-from models.tasks.retrieval import RetrievalModel
+from models.tasks.retrieval import RetrievalModel, Teacher
 from tasks.base import video_frames
 from tasks.config import RetrievalConfig
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel, spread
@@ -31,6 +32,9 @@ from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import location_of
 from tasks.media import MediaTask
 from tasks.two_stage import Candidates, Rankings, Stage, TwoStageRetrieval, ranking_rule, reranking_notes
+from utils import accelerator
+
+logger = logging.getLogger(__name__)
 
 KEPT, SHOWN = 10, 5
 """Number of nearest images or texts per query in ``predictions_<split>.json``, and in drawings. There are fewer if fewer
@@ -49,6 +53,13 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
     measure = "mean recall"
     _chosen: RankingScore | None = None
     legend = "the five nearest, best first, with scores · frame and tick: right · cross: wrong"
+
+    def __init__(self, config: RetrievalConfig, *parts: Any):
+        super().__init__(config, *parts)
+        if config.loss.distillation and self.plan is not None:
+            logger.info("loss.distillation: the teacher is the model of init.checkpoint")
+            teacher = self.starting_model(accelerator.best_device()).eval().requires_grad_(False)
+            self.model.teacher = Teacher(teacher, config.loss.distillation)
 
     @staticmethod
     def read_split(config: RetrievalConfig, split: CaptionedSplitConfig, key: str) -> CaptionedImages:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -146,18 +146,29 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, Phrase, GroundingExa
 
     name = "phrases"
 
+    others: Sequence[Phrase]
+    """The phrases that replace those of the examples with ``data.absent``."""
+
     def __init__(self, data: GroundingDataConfig, counts: range = ONE_BOX, **options: Any):
         self.counts = counts
         super().__init__(data, **options)
+        self.others = self.items
+        if isinstance(self.replay, GroundingBatches):
+            self.others, self.replay.others = self.replay.items, self.items
 
     def read(self, data: GroundingDataConfig) -> list[Phrase]:
         self.items = read_phrases(data.train, self.key, data.max_broken, self.counts)
         self.with_boxes = [index for index, item in enumerate(self.items) if item.boxes]
+        self.texts_of: dict[str, set[str]] = {}
+        for item in self.items:
+            self.texts_of.setdefault(item.location, set()).add(item.text)
         augment = data.augment
         self.augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
         return self.items
 
     def example(self, record: Phrase, rng: np.random.Generator) -> GroundingExample:
+        if self.data.absent and rng.random() < self.data.absent:
+            record = self._with_absent_phrase(record, rng)
         text = cleaned(record.text, self.text.max_words)
         encoded = record.image.open(self.data.max_pixels, for_boxes(self.data.pixels))
         check_size(encoded, record.size)
@@ -173,6 +184,15 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, Phrase, GroundingExa
         if rng.random() < self.data.augment.flip and not (self.data.careful_flip and mentions_side(text)):
             image, boxes = hflip(image), list(map(flip_box, boxes))
         return GroundingExample(self.augment(image, rng), self.text.token_ids(text), tuple(boxes))
+
+    def _with_absent_phrase(self, record: Phrase, rng: np.random.Generator) -> Phrase:
+        """Replaces the phrase by one that the annotations of its image do not contain, and that has no box. After ten phrases
+        that they contain, the record is unchanged."""
+        for _ in range(10):
+            text = self.others[int(rng.integers(len(self.others)))].text
+            if text not in self.texts_of[record.location]:
+                return replace(record, text=text, boxes=())
+        return record
 
     def _boxes_of_another_phrase(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[Box, ...]:
         """Returns another phrase's boxes, at the same relative position. The image of a phrase without a box is cropped around

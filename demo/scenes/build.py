@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from PIL import Image
 
@@ -23,8 +23,9 @@ from demo.scenes.compose import compose_scene, draw_size
 from demo.scenes.describe import looks_of
 from demo.scenes.draw import draw_scene
 from demo.scenes.pairs import KINDS, minimal_pairs
-from demo.scenes.records import TASKS, Record, other_image, records_of, statement_records, texts_of
+from demo.scenes.records import MULTILINGUAL, TASKS, Record, other_image, records_of, statement_records, texts_of
 from demo.scenes.statements import ImageLooks, statement_sets
+from demo.scenes.styles import STYLES, Style, in_style, in_words_of
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import write_text
@@ -81,6 +82,7 @@ def scenes(
     size: Size = (64, 64),
     aspect: Annotated[float, read_by(number_within(1, 16))] = 1.0,
     long: bool = False,
+    style: Literal["plain", "textile"] = "plain",
 ) -> int:
     """Draw the scenes data set.
 
@@ -93,6 +95,7 @@ def scenes(
         aspect: draw each scene with its own shape. The ratio of width to height changes by a factor of up to this number in both
             directions, and the number of pixels stays about the same.
         long: also write a long description of each scene (long_caption in the records for pre-training).
+        style: textile: other colours, textures and words, in English only, for a model to adapt to.
 
     Examples:
         python -m demo.scenes --out data/scenes
@@ -110,6 +113,8 @@ def scenes(
                 remedy=f"use --size {math.ceil(32 * aspect**0.5)} or larger",
             )
         arguments["aspect"] = aspect
+    if style != "plain":
+        arguments["style"] = style
     folder = OutputFolder(output.out, FACTS, arguments, OWNED, output.overwrite)
     if is_complete(folder):
         return 0
@@ -119,15 +124,17 @@ def scenes(
         }
         for split, count in counts.items():
             images: list[ImageLooks] = []
-            for looks in _write_scenes(folder.out, seed, split, count, size, aspect, long=long):
+            for looks in _write_scenes(folder.out, seed, split, count, size, aspect, STYLES.get(style), long=long):
                 images.append(looks)
                 bar.update()
             statements = list(statement_sets(seed, split, images, count // 3 if split == "train" else count))
             examples = (record for stated in statements for record in statement_records(split, stated))
+            if style != "plain":
+                examples = (in_words_of(STYLES[style], record) for record in examples)
             write_records(folder.out / f"nlvr_{split}.jsonl", examples)
             for name, number in _facts(folder.out, split).items():
                 facts[name][split] = number
-        facts |= _train_tokenizers(folder.out)
+        facts |= _train_tokenizers(folder.out, multilingual=style == "plain")
         folder.close(facts)
     sys.stdout.write(
         f"{folder.out}: {train} train, {val} val, {test} test scenes of {width}x{height} pixels"
@@ -141,9 +148,9 @@ def scenes(
     return 0
 
 
-def _train_tokenizers(out: Path) -> dict[str, int]:
-    """Writes the answers of the training split, most frequent first, and trains both tokenizers on that split: one on the English
-    texts, and one on the captions in all languages.
+def _train_tokenizers(out: Path, *, multilingual: bool) -> dict[str, int]:
+    """Writes the answers of the training split, most frequent first, and trains the tokenizers on that split: one on the English
+    texts, and, if ``multilingual``, one on the captions in all languages.
 
     Returns the sizes of the vocabularies, for the facts.
     """
@@ -151,13 +158,12 @@ def _train_tokenizers(out: Path) -> dict[str, int]:
     by_frequency = sorted(answers, key=lambda answer: (-answers[answer], answer))
     write_text(out / ANSWERS, json.dumps(by_frequency, ensure_ascii=False) + "\n")
     english = {text for task in ENGLISH for record in _read(out, f"{task}train") for text in texts_of(record)}
-    translated = {text for record in _read(out, "multilingual_train") for text in texts_of(record)}
-    return {
-        "vocabulary": train_tokenizer(sorted(english | answers.keys()), out / "tokenizer", VOCABULARY_LIMIT),
-        "multilingual vocabulary": train_tokenizer(
-            sorted(translated), out / "tokenizer_multilingual", MULTILINGUAL_LIMIT
-        ),
-    }
+    sizes = {"vocabulary": train_tokenizer(sorted(english | answers.keys()), out / "tokenizer", VOCABULARY_LIMIT)}
+    if multilingual:
+        translated = sorted({text for record in _read(out, "multilingual_train") for text in texts_of(record)})
+        tokenizer = out / "tokenizer_multilingual"
+        sizes["multilingual vocabulary"] = train_tokenizer(translated, tokenizer, MULTILINGUAL_LIMIT)
+    return sizes
 
 
 def _facts(out: Path, split: str) -> dict[str, Any]:
@@ -188,7 +194,15 @@ def _read(out: Path, name: str) -> Iterator[Record]:
 
 
 def _write_scenes(
-    out: Path, seed: int, split: str, count: int, size: tuple[int, int], aspect: float, *, long: bool
+    out: Path,
+    seed: int,
+    split: str,
+    count: int,
+    size: tuple[int, int],
+    aspect: float,
+    style: Style | None,
+    *,
+    long: bool,
 ) -> Iterator[ImageLooks]:
     """Writes the images and records of a split, and yields the looks of the objects of each image.
 
@@ -196,29 +210,41 @@ def _write_scenes(
     """
     for folder in (split,) if split == "train" else (split, f"pairs_{split}"):
         (out / "images" / folder).mkdir(parents=True, exist_ok=True)
-    draw = partial(_draw, out, seed, split, size, aspect, long=long)
+    draw = partial(_draw, out, seed, split, size, aspect, style, long=long)
     with ExitStack() as stack:
         scenes: Iterator[SceneRecords] = map(draw, range(count))
         if count >= _MIN_SCENES_FOR_PROCESSES:
             scenes = stack.enter_context(ProcessPoolExecutor(usable_cores())).map(draw, range(count), chunksize=32)
-        paths = {task: out / f"{task}{split}.jsonl" for task in TASKS}
+        tasks = [task for task in TASKS if style is None or task != MULTILINGUAL]
+        paths = {task: out / f"{task}{split}.jsonl" for task in tasks}
         files = {
             task: stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for task, path in paths.items()
         }
         for records, looks in scenes:
-            for task, lines in records.items():
-                files[task].writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in lines)
+            for task, file in files.items():
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records[task])
             yield looks
 
 
 def _draw(
-    out: Path, seed: int, split: str, size: tuple[int, int], aspect: float, index: int, *, long: bool
+    out: Path,
+    seed: int,
+    split: str,
+    size: tuple[int, int],
+    aspect: float,
+    style: Style | None,
+    index: int,
+    *,
+    long: bool,
 ) -> SceneRecords:
     """Writes the image of a scene, and returns its records and the looks of its objects."""
     scene = compose_scene(seed, split, index, draw_size(seed, split, index, size, aspect))
     records = records_of(scene, long=long)
-    Image.fromarray(draw_scene(scene)).save(out / records[""][0]["image"])
+    drawn = {records[""][0]["image"]: scene}
     if split != "train":
-        for pair in minimal_pairs(scene):
-            Image.fromarray(draw_scene(pair.other)).save(out / other_image(scene, pair))
+        drawn |= {other_image(scene, pair): pair.other for pair in minimal_pairs(scene)}
+    for path, content in drawn.items():
+        Image.fromarray(draw_scene(content if style is None else in_style(content, style))).save(out / path)
+    if style is not None:
+        records = in_words_of(style, records)
     return records, tuple(looks_of(obj) for obj in scene.objects)

@@ -43,7 +43,8 @@ GAP = 1
     SETS_PURPOSE,
     PAIRS_PURPOSE,
     ASPECT_PURPOSE,
-) = range(10)
+    STYLE_PURPOSE,
+) = range(11)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from demo.scenes.statements import StatementSet
 
 Record = dict[str, Any]
 
-TASKS = ("", "retrieval_", "refer_", "sets_", "pairs_", "vqa_", "captioning_", "multilingual_")
+MULTILINGUAL = "multilingual_"
+TASKS = ("", "retrieval_", "refer_", "sets_", "pairs_", "vqa_", "captioning_", MULTILINGUAL)
 """Prefixes of the file names; the records for pre-training are in ``{split}.jsonl``."""
 
 ANNOTATORS = 10

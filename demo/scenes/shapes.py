@@ -111,5 +111,8 @@ PATTERNS: dict[str, Callable[[Plane, Plane], Mask]] = {
     "striped": lambda x, y: np.broadcast_to((x + 0.2) % 1 < 0.42, np.broadcast_shapes(x.shape, y.shape)),
     "dotted": lambda x, y: (x % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2 <= 0.1,
     "checked": lambda x, y: (np.floor(x + 0.5) + np.floor(y + 0.5)) % 2 == 1,
+    "wavy": lambda x, y: (y + 0.3 * np.sin(2 * np.pi * x)) % 1 < 0.42,
+    "ringed": lambda x, y: abs(np.hypot(x % 1 - 0.5, y % 1 - 0.5) - 0.32) <= 0.1,
+    "gridded": lambda x, y: np.minimum(x % 1, y % 1) < 0.26,
 }
 """Masks of the second tone of each texture, as functions of coordinates in periods."""

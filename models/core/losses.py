@@ -26,6 +26,10 @@ SameGroup = Literal["negative", "ignore", "positive"]
 matching loss takes negatives from the same group only with "negative"."""
 
 
+PADDED = -1e4
+"""Similarity to a pair that is not valid. Its probability is 0, and its logarithm is finite."""
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Converts ``tensor`` to float32 if its precision is lower. A float64 tensor is returned unchanged."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -213,6 +217,22 @@ def matching(logits: Tensor, matched: Tensor, valid: Tensor) -> Tensor:
     """Eq. 2, summed over the valid pairs. ``logits`` (M, 2), ``matched`` (M,) bool, ``valid`` (M,) bool."""
     per_pair = F.cross_entropy(at_least_float32(logits), matched.long(), reduction="none")
     return per_pair.masked_fill(~valid, 0).sum()
+
+
+def distillation(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """The Kullback-Leibler divergence of a model's distributions over the pairs of a batch from those of a teacher (the mean of
+    both directions), summed over the valid pairs.
+
+    Args:
+        student, teacher: (N, N), similarities of N images and N texts, divided by the temperature.
+        valid: (N,) bool, True for the pairs that enter the loss.
+    """
+    directions = ((student, teacher), (student.t(), teacher.t()))
+    total = student.new_zeros(())
+    for own, target in directions:
+        logs = [each.masked_fill(~valid, PADDED).log_softmax(dim=1) for each in (own, target)]
+        total = total + (logs[1].exp() * (logs[1] - logs[0])).sum(dim=1)[valid].sum()
+    return total / len(directions)
 
 
 def masked_words(logits: Tensor, labels: Tensor) -> Tensor:

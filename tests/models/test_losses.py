@@ -224,3 +224,23 @@ def test_an_invalid_example_adds_nothing_to_the_loss_of_a_task(task):
     terms = model(replace(batch, valid=torch.zeros_like(batch.valid)))
     assert {name: term.total.item() for name, term in terms.items()} == dict.fromkeys(terms, 0)
     assert all(term.total > 0 for term in model(batch).values())
+
+
+def test_distillation_is_the_mean_of_both_kl_divergences():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (5 * torch.randn(6, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    valid = torch.tensor([True, True, False, True, True, False])
+    own, target = (each[valid][:, valid] for each in (student, teacher))
+    expected = sum(
+        F.kl_div(a.log_softmax(1), b.log_softmax(1), reduction="sum", log_target=True)
+        for a, b in ((own, target), (own.t(), target.t()))
+    )
+    torch.testing.assert_close(losses.distillation(student, teacher, valid), expected / 2)
+    assert losses.distillation(teacher, teacher.clone(), valid) == 0
+    assert losses.distillation(student, teacher, torch.zeros(6, dtype=torch.bool)) == 0
+
+
+def test_the_gradient_of_the_distillation_is_zero_at_the_teacher():
+    student = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    losses.distillation(student, student.detach(), torch.tensor([True, True, True, False])).backward()
+    torch.testing.assert_close(student.grad, torch.zeros(4, 4))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from dataset.text.loading import load_tokenizer
+from models.checkpoints.files import read_weights
+from tasks.binding import bind_run
 from tasks.config import RetrievalConfig
 from tasks.finetune import FineTuneTask
 from tasks.inference import evaluating
@@ -120,18 +123,22 @@ def test_replayed_images_are_negatives_of_the_others(data, overrides):
         assert all(groups[:4] < images) and all(groups[4:] >= images)
 
 
-def test_a_run_with_replay_resumes_exactly(first, data, overrides, tmp_path):
-    sets = [*overrides("retrieval"), *replaying("retrieval", data, 0.5), "train.checkpoint_every=2"]
-    sets += ["train.deterministic=true", "train.keep_checkpoints=9"]
-    start("retrieval", tmp_path / "whole", sets)
-    start("retrieval", tmp_path / "cut", sets)
+def check_resume(folder, sets: list[str]) -> None:
+    """Trains once without and once with an interruption after step 2, and compares the last losses."""
+    start("retrieval", folder / "whole", sets)
+    start("retrieval", folder / "cut", sets)
     for step in (4, 6):
-        shutil.rmtree(tmp_path / f"cut/checkpoints/step-{step:08d}")
-    start("retrieval", tmp_path / "cut", sets, "--resume")
+        shutil.rmtree(folder / f"cut/checkpoints/step-{step:08d}")
+    start("retrieval", folder / "cut", sets, "--resume")
     whole, cut = (
-        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in ("whole", "cut")
+        json.loads((folder / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in ("whole", "cut")
     )
     assert whole["loss"] == cut["loss"]
+
+
+def test_a_run_with_replay_resumes_exactly(first, data, overrides, tmp_path):
+    sets = [*overrides("retrieval"), *replaying("retrieval", data, 0.5), "train.checkpoint_every=2"]
+    check_resume(tmp_path, [*sets, "train.deterministic=true", "train.keep_checkpoints=9"])
 
 
 def test_a_micro_batch_of_one_example_has_no_room_for_replay(data, overrides):
@@ -139,3 +146,75 @@ def test_a_micro_batch_of_one_example_has_no_room_for_replay(data, overrides):
     with pytest.raises(UserError, match=naming("no room for replay")) as caught:
         load_config(ROOT / "configs/demo/retrieval.yaml", sets, RetrievalConfig)
     assert str(caught.value) == OneLine("raise batch_size")
+
+
+def test_distillation_adds_the_divergence_from_the_similarities_of_the_starting_model(first, data, overrides, tmp_path):
+    """It is zero in the first step, in which the model equals its teacher."""
+    sets = [*overrides("retrieval"), f"init.checkpoint={first}", "optim.lr=3e-3"]
+    rows: dict[int, list[dict]] = {}
+    for weight in (0, 2):
+        start("retrieval", tmp_path / str(weight), [*sets, f"loss.distillation={weight}"])
+        lines = (tmp_path / str(weight) / "metrics.jsonl").read_text().splitlines()
+        rows[weight] = [row for row in map(json.loads, lines) if "loss" in row]
+    assert not any("distillation" in row for row in rows[0])
+    for row in rows[2]:
+        assert row["loss"] == pytest.approx(row["contrastive"] + row["matching"] + 2 * row["distillation"])
+    found = [row["distillation"] for row in rows[2]]
+    assert found[0] == pytest.approx(0, abs=1e-3)  # dropout
+    assert min(found[2:]) > found[0]
+    assert rows[2][0]["contrastive"] == rows[0][0]["contrastive"]
+    # The teacher is in no checkpoint.
+    names = [set(read_weights(tmp_path / str(weight) / "best.safetensors")) for weight in (0, 2)]
+    assert names[0] == names[1]
+
+
+def test_a_run_with_distillation_resumes_exactly(first, data, overrides, tmp_path):
+    sets = [*overrides("retrieval"), f"init.checkpoint={first}", "loss.distillation=2", "train.checkpoint_every=2"]
+    sets += ["train.deterministic=true", "train.keep_checkpoints=9", "optim.lr=3e-3"]
+    check_resume(tmp_path, sets)
+
+
+def test_distillation_needs_weights_to_start_from(data, overrides):
+    sets = [*overrides("retrieval"), "loss.distillation=1"]
+    with pytest.raises(UserError, match=naming("loss.distillation", "set init.checkpoint")):
+        load_config(ROOT / "configs/demo/retrieval.yaml", sets, RetrievalConfig)
+
+
+def kept(task: str, sets: list[str]) -> dict | None:
+    run = bind_run(ROOT / f"configs/demo/{task}.yaml", [*sets, "evaluation.keep=start"])
+    return run.config.evaluation.keep
+
+
+def test_keep_can_be_the_held_out_files_of_the_run_that_a_run_starts_from(first, data, overrides):
+    keep = kept("retrieval", [*overrides("retrieval"), f"init.checkpoint={first}"])
+    assert [split.annotations for split in keep.test.values()] == [f"{data}/retrieval_test.jsonl"]
+    assert keep.validation.annotations == f"{data}/retrieval_val.jsonl"
+
+
+@pytest.mark.parametrize(("task", "files"), [("retrieval", ["a", "b"]), ("grounding", ["c"])])
+def test_the_held_out_files_of_pre_training_are_those_of_images_or_of_regions(task, files, overrides, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    evaluation = {"files": ["a.jsonl", "b.jsonl"], "region_files": ["c.jsonl"], "validation_files": ["v.jsonl"]}
+    (run / "config.yaml").write_text(json.dumps({"task": "pretrain", "evaluation": evaluation}))
+    (run / "model.safetensors").write_bytes(b"")
+    keep = kept(task, [*overrides(task), f"init.checkpoint={run}"])
+    assert [Path(split.annotations).stem for split in keep.test.values()] == files
+    assert list(keep.test) == [f"earlier{number or ''}" for number in range(len(files))]
+    assert Path(keep.validation.annotations).stem == "v"
+
+
+@pytest.mark.parametrize(
+    ("task", "start", "said"),
+    [
+        ("retrieval", None, "start needs a run to start from"),
+        ("retrieval", "file", "is not in a run's folder"),
+        ("vqa", "first", "is a run of the task retrieval without held-out files that vqa can read"),
+    ],
+)
+def test_without_such_files_the_user_names_them(task, start, said, first, overrides, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"")
+    checkpoint = {None: "null", "file": file, "first": first}[start]
+    with pytest.raises(UserError, match=naming(said, "name the splits in evaluation.keep.test")):
+        kept(task, [*overrides(task), f"init.checkpoint={checkpoint}"])

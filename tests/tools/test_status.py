@@ -105,7 +105,7 @@ def test_the_page_of_a_running_run_shows_progress_rates_and_remaining_time(make,
     assert row_of(page, "ranks") == OneLine("rank 0", "25%")
 
 
-def test_a_page_has_at_most_25_lines_whatever_happened_to_the_run(make, capsys):
+def test_a_page_has_at_most_28_lines_whatever_happened_to_the_run(make, capsys):
     kinds = [
         events.BrokenReason(reason=f"kind {chr(97 + n)} of a fault that is long", count=n, place=f"a.jsonl:{n}")
         for n in range(1, 20)
@@ -121,10 +121,10 @@ def test_a_page_has_at_most_25_lines_whatever_happened_to_the_run(make, capsys):
     for step in range(1, 30):
         save_checkpoint(folder, step)
     page = page_of(capsys, cut(folder), status=1, flags=())
-    assert len(page.splitlines()) <= 25
+    assert len(page.splitlines()) <= 28
     assert max(map(len, page.splitlines())) <= text.WIDEST
     narrow = text.page(text_status(folder), 60)
-    assert len(narrow.splitlines()) <= 25 and max(map(len, narrow.splitlines())) <= 60
+    assert len(narrow.splitlines()) <= 28 and max(map(len, narrow.splitlines())) <= 60
 
 
 def text_status(folder: Path):
@@ -217,6 +217,22 @@ def test_a_run_that_was_still_improving_says_so(make, capsys):
     (folder / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shown = row_of(page_of(capsys, folder), "validation")
     assert shown == "step 10: IoU >= 0.5 0.6, the best so far, still improving (0.5 before)"
+
+
+def test_what_a_fine_tuned_model_kept_is_shown(make, capsys, wide):
+    """The metric that selects weights, or the first one that was measured before."""
+    log = LOG + line("01", events.Validated(step=10, metric="IoU >= 0.5", value=0.6, best=True, averaged=False))
+    folder = make(events=log)
+    own = {"phrases": {"value": 9, "unit": "count"}, "AP": {"value": 0.5, "before": 0.1}}
+    splits = {
+        "test": own | {"IoU >= 0.5": {"value": 0.61, "before": 0.25}},
+        "keep: old": {"AP": {"value": 0.4, "before": 0.8}},
+        "other": {"AP": {"value": 0.4}},
+    }
+    (folder / "evaluation.json").write_text(json.dumps(splits))
+    shown = row_of(page_of(capsys, folder), "kept")
+    assert shown == "test: IoU >= 0.5 0.25 before, 0.61 now; keep: old: AP 0.8 before, 0.4 now"
+    assert object_of(capsys, folder)["kept"][1] == {"split": "keep: old", "metric": "AP", "before": 0.8, "value": 0.4}
 
 
 def test_checkpoints_are_shown_with_age_size_and_damage(make, capsys, wide):

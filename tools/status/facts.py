@@ -84,6 +84,21 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A split that was measured with the starting and with the final weights (``evaluation.keep``).
+
+    Attributes:
+        metric: the metric that selects weights, or the first metric if the split does not have that metric.
+        before: the value with the weights from which the run started.
+    """
+
+    split: str
+    metric: str
+    before: float
+    value: float
+
+
+@dataclass(frozen=True)
 class Ranks:
     """The times that the ranks take for their own work in a step, according to the last line of metrics.
 
@@ -135,6 +150,7 @@ class Status:
     losses: dict[str, Loss]
     loss_curve: list[Point]
     validation: Validation | None
+    kept: list[Kept]
     checkpoints: list[SavedStep]
     data_wait: float | None
     ranks: Ranks | None
@@ -178,6 +194,7 @@ def status_of(run: Run, hashes: bool = False) -> Status:
         losses=_losses(series),
         loss_curve=_loss_curve(series.get("loss")),
         validation=_validation(run),
+        kept=_kept(run),
         checkpoints=_checkpoints(run.folder / CHECKPOINTS, hashes),
         data_wait=_mean_of_recent(series.get("data_wait")),
         ranks=_ranks(series),
@@ -263,6 +280,17 @@ def _validation(run: Run) -> Validation | None:
         int(best[0]) if best else None,
         run.history.improvement.before if run.history.improvement else None,
     )
+
+
+def _kept(run: Run) -> list[Kept]:
+    found = []
+    for split, evaluation in run.evaluation.items():
+        selecting = evaluation.get(run.history.selection_metric or "")
+        metrics = [metric for metric in (selecting, *evaluation.metrics) if metric is not None]
+        metric = next((metric for metric in metrics if metric.before is not None), None)
+        if metric is not None and metric.before is not None:
+            found.append(Kept(split, metric.name, metric.before, metric.value))
+    return found
 
 
 def _checkpoints(folder: Path, hashes: bool) -> list[SavedStep]:

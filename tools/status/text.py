@@ -22,7 +22,7 @@ Row = tuple[str, str, int]
 
 
 def page(status: Status, columns: int) -> str:
-    """Returns a page of at most 25 lines."""
+    """Returns a page of at most 28 lines."""
     columns = min(max(columns, NARROWEST), WIDEST)
     lines = [_cut(f"{status.name}: {status.text}", columns)]
     for label, text, max_lines in _rows(status):
@@ -40,6 +40,7 @@ def _rows(status: Status) -> Iterator[Row]:
         ("time", _time(status), 1),
         ("losses", _losses(status), 4),
         ("validation", _validation(status), 2),
+        ("kept", _kept(status), 3),
         ("checkpoints", _checkpoints(status), 3),
         ("ranks", _ranks(status), 2),
         ("records", _records(status), 2),
@@ -107,6 +108,14 @@ def _validation(status: Status) -> str:
     )
     improving = "" if found.before is None else f", still improving ({format_number(found.before)} before)"
     return f"step {found.step:,}: {found.metric} {format_number(found.value)}, {best}{improving}"
+
+
+def _kept(status: Status) -> str:
+    parts = (
+        f"{found.split}: {found.metric} {format_number(found.before)} before, {format_number(found.value)} now"
+        for found in status.kept
+    )
+    return "; ".join(parts)
 
 
 def _checkpoints(status: Status) -> str:

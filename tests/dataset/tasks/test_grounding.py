@@ -13,8 +13,9 @@ from PIL import Image
 
 from dataset.config import GroundingDataConfig, GroundingSplitConfig, RegionAugmentConfig
 from dataset.tasks.grounding import ANY_NUMBER, GroundingBatches, read_phrases
+from tasks.kinds import find_task
 from tests.messages import OneLine, naming
-from utils.config import bind
+from utils.config import bind, load_config
 from utils.config_files import ConfigError
 from utils.errors import UserError
 from utils.pickles import read_plain_pickle
@@ -528,3 +529,63 @@ def test_an_image_damaged_or_changed_after_the_check_is_an_invalid_row(batches, 
     assert (batch.pixels[~batch.valid] == 0).all()
     assert batch.boxes_cxcywh[~batch.valid].tolist() == [[[0.5, 0.5, 1, 1]]] * 2
     assert (batch.read, len(batch.records)) == (5, 3)
+
+
+def phrases_of(maker: GroundingBatches, tokenizer, count: int) -> list[tuple[int, str, bool]]:
+    """The line of the record, the phrase, and whether it has a box, of each example of the first batches."""
+    seen = []
+    for number in range(count):
+        batch = maker.make(number)
+        for row, record in enumerate(batch.records):
+            text = tokenizer.decode(batch.text.ids[row][batch.text.mask[row]], skip_special_tokens=True)
+            seen.append((int(record.rpartition(":")[2]), text, bool(batch.present[row].any())))
+    return seen
+
+
+def test_a_share_of_the_phrases_is_replaced_by_phrases_of_other_images_without_a_box(tokenizer, own):
+    words = ["dog", "red", "cat", "dog", "blue"]  # two images contain a dog
+    train = own(*({"elems": [{"bb": [4, 4, 8, 8], "caption": word}]} for word in words))
+    options = {"train": train, "batch_size": 5, "augment": PLAIN, "crop": False}
+    makers = {
+        share: GroundingBatches(
+            GroundingDataConfig(absent=share, **options), ANY_NUMBER, tokenizer=tokenizer, image_size=32, seed=0
+        )
+        for share in (0.0, 0.4)
+    }
+    plain, replaced = (phrases_of(maker, tokenizer, 120) for maker in makers.values())
+    assert all(present and text == words[line - 1] for line, text, present in plain)
+    assert all(present == (text == words[line - 1]) for line, text, present in replaced)
+    assert np.mean([not present for *_, present in replaced]) == pytest.approx(0.4, abs=0.05)
+    assert torch.equal(makers[0.4].make(7).text.ids, makers[0.4].make(7).text.ids)
+
+
+def test_with_replay_each_data_set_gets_absent_phrases_of_the_other(tokenizer, own, tmp_path):
+    new, earlier = ["dog", "cat"], ["red", "blue", "dog"]
+    sets = []
+    for name, words in (("new", new), ("earlier", earlier)):
+        sets.append(own(*({"elems": [{"bb": [4, 4, 8, 8], "caption": word}]} for word in words), name=f"{name}.jsonl"))
+    data = GroundingDataConfig(
+        train=sets[0],
+        replay={"share": 0.5, "train": sets[1]},
+        batch_size=4,
+        augment=PLAIN,
+        crop=False,
+        absent=0.5,
+    )
+    maker = GroundingBatches(data, ANY_NUMBER, tokenizer=tokenizer, image_size=32, seed=0)
+    absent: dict[str, set[str]] = {"new": set(), "earlier": set()}
+    for number in range(100):
+        batch = maker.make(number)
+        for row, record in enumerate(batch.records):
+            file, _, line = record.rpartition(":")
+            name = Path(file).stem
+            text = tokenizer.decode(batch.text.ids[row][batch.text.mask[row]], skip_special_tokens=True)
+            if not batch.present[row].any():
+                absent[name].add(text)
+                assert text != {"new": new, "earlier": earlier}[name][int(line) - 1]
+    assert absent == {"new": {"red", "blue", "dog"}, "earlier": {"dog", "cat"}}
+
+
+def test_absent_phrases_need_a_head_for_any_number_of_boxes():
+    with pytest.raises(UserError, match=naming("data.absent", "set model.box_set")):
+        load_config("configs/demo/grounding.yaml", ["data.absent=0.2"], find_task("grounding").load().config)
