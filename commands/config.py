@@ -12,8 +12,10 @@ from tasks import TASKS
 from tasks.binding import bind_run
 from tasks.kinds import find_task
 from tools.config.keys import Key, keys_of
-from utils.config import Config
+from utils.config import Config, dump_config
 from utils.errors import UserError
+
+SUFFIXES = (".yaml", ".yml")
 
 DEFAULT = "default"
 """The location shown for a value that neither a file nor an override sets."""
@@ -27,13 +29,14 @@ config omits the section; if a config contains the section, the defaults of its 
 """
 
 
-def config(target: str | None = None, /, *filters: str, markdown: bool = False) -> int:
+def config(target: str | None = None, /, *filters: str, yaml: bool = False, markdown: bool = False) -> int:
     """Print the keys of a task's config with type, default and description, or the values in a file and where each value comes
     from.
 
     Args:
         target: a task, a folder with task.py, or a YAML file.
         filters: show only keys with one of these prefixes; key=value overrides a value in the file.
+        yaml: print the complete values of a file as a config, to be saved and edited.
         markdown: print the keys of all tasks as a Markdown document.
 
     Examples:
@@ -41,6 +44,7 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False) 
         python run.py config retrieval optim. schedule.                  the keys of these sections
         python run.py config configs/pretrain/base_4m.yaml train.        values, and the file and line of each
         python run.py config configs/pretrain/base_4m.yaml train. train.steps=10
+        python run.py config configs/demo/retrieval.yaml --yaml > mine.yaml
         python run.py config --markdown > keys.md                        every key of every task, as on the site
     """
     if markdown == (target is not None):
@@ -51,7 +55,11 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False) 
     assert target is not None
     prefixes = [text for text in filters if "=" not in text]
     overrides = [text for text in filters if "=" in text]
-    if target.endswith((".yaml", ".yml")):
+    if yaml and (prefixes or not target.endswith(SUFFIXES)):
+        raise UserError("--yaml prints a whole config", remedy="pass only a FILE, and KEY=VALUE to change values")
+    if yaml:
+        lines = [dump_config(bind_run(target, overrides).config).rstrip()]
+    elif target.endswith(SUFFIXES):
         lines = list(lines_of_file(target, overrides, prefixes))
     else:
         if overrides:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tasks import TASKS
+from tasks import ROOT, TASKS
 from tasks.kinds import DEFAULT_CONFIG, TaskSource, find_task, task_of_run
 from tasks.starting_run import with_kept_splits
 from utils.config import bind
@@ -57,7 +57,8 @@ def bind_run(
     """Reads and checks the config of a run.
 
     Args:
-        config: a YAML file; if None, the default config of ``task``.
+        config: a YAML file; if None, the default config of ``task``. A relative path that does not exist may be that of a config
+            that comes with the project: ``configs/demo/retrieval.yaml`` works in any folder.
         overrides: ``key=value`` arguments that override config values.
         task: a name, folder or module; if None, the task in the config's folder, or the value of the config's key ``task``.
         folder_may_be_task: whether a ``task.py`` next to the config defines the task.
@@ -76,6 +77,8 @@ def bind_run(
                 f"has no {DEFAULT_CONFIG} next to its task.py", where=f"--task {task}", remedy="pass --config FILE"
             )
     file = Path(str(config))
+    if not file.exists() and (ROOT / file).is_file():
+        file = ROOT / file
     if not file.is_file():
         what, remedy = why_no_file(file)
         raise UserError(what, where=f"--config {file}", remedy=remedy)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import sysconfig
+import urllib.request
 import venv
 import zipfile
 from collections.abc import Callable
@@ -81,19 +83,26 @@ def test_a_script_in_another_folder_imports_an_editable_installation(editable, t
 
 
 @pytest.fixture(scope="session")
-def run(wheel, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a program in a fresh environment that has the wheel and only the packages in requirements.txt."""
-    folder, elsewhere = tmp_path_factory.mktemp("fresh"), tmp_path_factory.mktemp("elsewhere")
+def environment(wheel, tmp_path_factory) -> Path:
+    """The folder of the programs of a fresh environment that has the wheel and only the packages in requirements.txt."""
+    folder = tmp_path_factory.mktemp("fresh")
     venv.create(folder, with_pip=False)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
     (site / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
     into = [sys.executable, "-m", "pip", "--python", folder / "bin/python"]
     subprocess.run([*into, "install", "-q", "--no-deps", "--no-index", wheel], check=True)
+    return folder / "bin"
+
+
+@pytest.fixture(scope="session")
+def run(environment, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a program of this environment in a folder with a module of somebody else."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "utils.py").write_text("raise SystemExit('this is a module of somebody else')\n")
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def of(*command: str) -> subprocess.CompletedProcess[str]:
-        program = [str(folder / "bin" / command[0]), *command[1:]]
+        program = [environment / command[0], *command[1:]]
         return subprocess.run(program, cwd=elsewhere, env=clean, capture_output=True, text=True, check=False)
 
     return of
@@ -149,3 +158,41 @@ def test_a_report_finds_its_templates(run, tmp_path):
     done = run("x2vlm", "report", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "vegaEmbed" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_from_the_wheel_alone_one_draws_pre_trains_predicts_fine_tunes_and_serves(environment, tmp_path):
+    """In an empty folder, with QUICK's config and fewer steps."""
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [environment / command[0], *command[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    scenes, shown = "data/scenes_quick", "configs/demo/retrieval.yaml"
+    counts = ["--train", "60", "--val", "10", "--test", "10"]
+    run("python", "-m", "x2vlm.demo.scenes", "--out", scenes, "--seed", "0", *counts)
+    quick = ["--config", "configs/demo/pretrain_quick.yaml", "--cpu", "1", "--output", "runs/quick"]
+    run("x2vlm", *quick, "train.steps=2", "schedule.warmup_steps=0.5")
+    image = next((tmp_path / scenes / "images/test").iterdir())
+    predict = ["--model", "runs/quick", "--image", str(image), "--text", "a red star"]
+    assert "a red star" in run("x2vlm", "predict", "match", *predict)
+    changes = [f"model.text.encoder={scenes}/tokenizer", "init.checkpoint=runs/quick", "train.steps=2"]
+    for key, split in (("data.train", "train"), ("evaluation.validation", "val"), ("evaluation.test.test", "test")):
+        changes.append(f"{key}.annotations={scenes}/retrieval_{split}.jsonl")
+    (tmp_path / "mine.yaml").write_text(run("x2vlm", "config", shown, "--yaml", *changes, "schedule.warmup_steps=0.5"))
+    run("x2vlm", "--config", "mine.yaml", "--cpu", "1", "--output", "runs/mine")
+    assert (tmp_path / "runs/mine/evaluation.json").is_file()
+    pytest.importorskip("gradio", reason="serving a page needs gradio")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve = [environment / "x2vlm", "serve", "--model", "runs/mine", "--port", str(port)]
+    with subprocess.Popen(serve, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            with urllib.request.urlopen(server.stdout.readline().strip(), timeout=30) as answer:
+                assert b"<html" in answer.read()
+        finally:
+            server.terminate()

@@ -12,6 +12,7 @@ from pydantic import Field
 from commands.config import document
 from run import main
 from tasks import TASKS
+from tasks.binding import bind_run
 from tasks.kinds import find_task
 from tests.messages import OneLine
 from tools.config.keys import Key, keys_of
@@ -54,6 +55,18 @@ def test_every_key_of_every_task_has_a_description(task):
     assert not [
         key.path for key in keys_of(find_task(task).config_class()) if not key.meaning and key.type != "section"
     ]
+
+
+def test_a_file_is_printed_as_a_complete_config(capsys, tmp_path, monkeypatch):
+    """In any folder, a config that comes with the project is found by its name."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["config", "configs/demo/retrieval.yaml", "train.steps=7", "--yaml"]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    expected = bind_run(ROOT / "configs/demo/retrieval.yaml", ["train.steps=7"]).config
+    assert bind_run("mine.yaml", []).config == expected
+    for wrong in (["retrieval", "--yaml"], ["mine.yaml", "train.", "--yaml"]):
+        assert main(["config", *wrong]) == 2
+        assert capsys.readouterr().err == OneLine("--yaml prints a whole config", "pass only a FILE")
 
 
 def test_the_values_of_a_file_show_their_locations(capsys):
